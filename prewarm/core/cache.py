@@ -1,0 +1,93 @@
+"""Two indexes of a cache: what `compile` made (`compiled.json`) and what an image holds (`manifest.json`).
+
+A *cache tree* is what an image holds at its root and what `install` lays down::
+
+    io.triton.cache/<KEY>/…             entries, the directory that TRITON_CACHE_DIR names
+    io.triton.manifest/manifest.json    the index of Red Hat's MCV
+    prewarm/manifest.json               CacheManifest: digest of every file, provenance
+    prewarm/plan.yaml                   the manifest that was compiled
+"""
+
+from __future__ import annotations
+
+from prewarm.core.manifest import Deployment
+from prewarm.core.record import Record
+from prewarm.core.toolchain import Toolchain
+
+COMPILED_SCHEMA = "prewarm/compiled/v1"
+COMPILED_NAME = "prewarm-compiled.json"
+CACHE_SCHEMA = "prewarm/cache/v1"
+
+ENTRIES = "io.triton.cache"
+MCV_INDEX = "io.triton.manifest/manifest.json"
+CACHE_MANIFEST = "prewarm/manifest.json"
+PLAN = "prewarm/plan.yaml"
+
+PLACEHOLDER_ROOT = ".triton/cache"
+"""Root of the paths in a group file that belongs to no directory yet (MCV's convention)."""
+
+
+class CompiledLaunch(Record, kw_only=True):
+    """A launch and the directory, named by its key, that Triton put it in."""
+
+    launch: str
+    """Digest of the launch."""
+    kernel: str
+    key: str
+
+
+class HostModule(Record, kw_only=True):
+    """An extension module that a launch needs on the host: a launcher, or `cuda_utils`."""
+
+    name: str
+    """`__triton_launcher` or `cuda_utils`."""
+    key: str
+    file: str
+
+
+class Compiled(Record, kw_only=True):
+    """What is in a cache directory after `compile`, for the manifest that it was made from."""
+
+    schema: str = COMPILED_SCHEMA
+    manifest: str
+    """Digest of the manifest."""
+    arch: int
+    """Triton's number of the architecture: 100."""
+    toolchain: Toolchain
+    launches: tuple[CompiledLaunch, ...]
+    host_modules: tuple[HostModule, ...]
+    unbound: tuple[str, ...] = ()
+    """Digests of launches left out because an argument is known only at deploy time."""
+
+
+class CachedFile(Record, kw_only=True):
+    """One file of a cache tree."""
+
+    path: str
+    """Relative to the tree."""
+    digest: str
+    """Of its bytes; of a relocatable file, of its bytes with paths under PLACEHOLDER_ROOT."""
+    size: int
+    """In bytes, as digested."""
+    relocatable: bool = False
+    """A group file: it holds absolute paths that follow the directory."""
+
+
+class CacheManifest(Record, kw_only=True):
+    """What an image holds: identity, provenance and the digest of every other file."""
+
+    schema: str = CACHE_SCHEMA
+    manifest: str
+    """Digest of the manifest."""
+    deployment: Deployment
+    target_arch: int
+    toolchain: Toolchain
+    launches: tuple[CompiledLaunch, ...]
+    host_modules: tuple[HostModule, ...]
+    unbound: tuple[str, ...] = ()
+    """Digests of launches that the first start must still compile."""
+    tuned: bool = False
+    """Whether autotune records are inside; without them the first GPU start still benchmarks."""
+    sources: dict[str, str] = {}
+    """Kernel name to digest of its source key, for `verify`."""
+    files: tuple[CachedFile, ...]
