@@ -10,6 +10,9 @@ A *cache tree* is what an image holds at its root and what `install` lays down::
 
 from __future__ import annotations
 
+import msgspec
+
+from prewarm.core.digest import canonical_json
 from prewarm.core.manifest import Deployment
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
@@ -45,6 +48,15 @@ class HostModule(Record, kw_only=True):
     file: str
 
 
+class AutotuneRecord(Record, kw_only=True):
+    """A file that tells Triton's autotuner the winner of one tuning key."""
+
+    kernel: str
+    key: str
+    file: str
+    """`NAME.autotune.json`."""
+
+
 class Compiled(Record, kw_only=True):
     """What is in a cache directory after `compile`, for the manifest that it was made from."""
 
@@ -56,6 +68,7 @@ class Compiled(Record, kw_only=True):
     toolchain: Toolchain
     launches: tuple[CompiledLaunch, ...]
     host_modules: tuple[HostModule, ...]
+    autotune_records: tuple[AutotuneRecord, ...] = ()
     unbound: tuple[str, ...] = ()
     """Digests of launches left out because an argument is known only at deploy time."""
 
@@ -84,10 +97,16 @@ class CacheManifest(Record, kw_only=True):
     toolchain: Toolchain
     launches: tuple[CompiledLaunch, ...]
     host_modules: tuple[HostModule, ...]
+    autotune_records: tuple[AutotuneRecord, ...] = ()
     unbound: tuple[str, ...] = ()
     """Digests of launches that the first start must still compile."""
     tuned: bool = False
-    """Whether autotune records are inside; without them the first GPU start still benchmarks."""
+    """Whether every tuning key has its record; without them the first GPU start benchmarks."""
     sources: dict[str, str] = {}
     """Kernel name to digest of its source key, for `verify`."""
     files: tuple[CachedFile, ...]
+
+
+def cache_document(record: Compiled | CacheManifest) -> bytes:
+    """Return `record` as canonical JSON with its schema, as it stands in its file."""
+    return canonical_json({"schema": record.schema, **msgspec.to_builtins(record)})

@@ -27,6 +27,8 @@ class Argument(Record, kw_only=True):
     divisible_by_16: bool = False
     equal_to_1: bool = False
     """A run-time integer that was 1, so that Triton made it a constexpr."""
+    by_candidate: bool = False
+    """The value is that of the autotuner's candidate."""
     unbound: bool = False
     """The value is known only at deploy time: see the manifest's `unbound`."""
     seen: str | None = None
@@ -62,7 +64,7 @@ class Specialization(Record, kw_only=True):
     """One way in which a kernel is asked for; with an autotuned kernel, once per candidate."""
 
     arguments: dict[str, Argument]
-    """By name, in the kernel's order; a candidate's constexprs are not among them."""
+    """By name, in the kernel's order."""
     options: dict[str, Constexpr] = {}
     """Compile options of a kernel that is not autotuned: `num_warps`, `num_stages`."""
     tuning_key: dict[str, Constexpr] = {}
@@ -216,13 +218,15 @@ def launches_of(kernel: Kernel, specialization: Specialization) -> Iterator[Laun
         return
     for index in specialization.candidates:
         candidate = kernel.candidates[index]
-        constexprs = {
-            name: Argument(type="constexpr", value=value)
-            for name, value in candidate.constexprs.items()
+        arguments = {
+            name: Argument(type="constexpr", value=candidate.constexprs[name])
+            if argument.by_candidate
+            else argument
+            for name, argument in specialization.arguments.items()
         }
         yield Launch(
             kernel=kernel.name,
             source=kernel.source,
-            arguments={**specialization.arguments, **constexprs},
+            arguments=arguments,
             options={**specialization.options, **candidate.options()},
         )

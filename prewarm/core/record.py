@@ -5,9 +5,12 @@ msgspec does not inherit `kw_only`, so each record says it itself.
 
 from __future__ import annotations
 
+from typing import dataclass_transform
+
 import msgspec
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(
     msgspec.Struct,
     frozen=True,

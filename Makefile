@@ -1,0 +1,58 @@
+# make example   the product: a cache image for one deployment, built without a GPU, installed, verified
+# make test      every test that needs no GPU
+# make lint      format, lint, types
+# make env       the environment that all of them use; made once, shared between checkouts
+# make gpu       the tests that need an NVIDIA GPU
+# make soak      the tests that run for minutes
+# make bench     times of the verbs on this machine
+# make clean     what building and testing left in this checkout
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+JOBS ?= 2
+
+ENV := $(shell PYTHON='$(PYTHON)' scripts/env.sh path)
+ifeq ($(ENV),)
+$(error there is no environment to name)
+endif
+RUN := PYTHONPATH='$(CURDIR)' '$(ENV)/bin/python'
+PREWARM := $(RUN) -m prewarm
+
+EXAMPLE_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel --gdn-prefill-backend triton
+EXAMPLE_OUT := out/qwen3.5-397b-b200
+
+.PHONY: help env example test lint gpu soak bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+env: $(ENV)/prewarm-env-is-complete
+
+$(ENV)/prewarm-env-is-complete: constraints.txt
+	@PYTHON='$(PYTHON)' scripts/env.sh make
+
+example: env
+	@PREWARM="$(PREWARM)" scripts/example.sh $(EXAMPLE_OUT) $(EXAMPLE_ARGS)
+
+test: env
+	@$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: env
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+gpu: env
+	@$(RUN) -m pytest -m gpu $(PYTEST_ARGS)
+
+soak: env
+	@$(RUN) -m pytest -m soak $(PYTEST_ARGS)
+
+bench: env
+	@$(RUN) scripts/bench.py $(EXAMPLE_ARGS)
+
+clean:
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""The toolchain of this process, as its compile keys and host modules depend on it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+import torch
+import triton
+
+from prewarm.core.target import Target
+from prewarm.core.toolchain import Toolchain
+from prewarm.device import triton_seam
+
+
+def read_toolchain(target: Target, environment: Mapping[str, str] | None = None) -> Toolchain:
+    """Return the toolchain that this process would compile for `target` with.
+
+    Call it where serving would first compile: after vLLM's model runner is imported, because
+    that import may choose another ptxas. `environment` holds the variables read so far.
+    """
+    return Toolchain(
+        vllm=metadata.version("vllm"),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda or "none",
+        triton=triton.__version__,
+        triton_key=triton_seam.triton_key_digest(),
+        ptxas=triton_seam.resolved_ptxas(target.arch),
+        python_abi=sys.implementation.cache_tag,
+        machine=platform.machine(),
+        libc=" ".join(platform.libc_ver()),
+        key_environment=triton_seam.key_environment(),
+        environment=dict(sorted((environment or {}).items())),
+    )

@@ -1,0 +1,607 @@
+"""Every private name of Triton that prewarm uses, for Triton 3.6.
+
+Import it only in a process whose environment is final: Triton reads some variables when it
+is imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib
+import math
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import triton
+import triton.language as tl
+from msgspec import UNSET
+from triton import knobs
+from triton._C.libtriton import get_cache_invalidating_env_vars
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import GPUDriver
+from triton.backends.nvidia import compiler as nvidia_compiler
+from triton.backends.nvidia import driver as nvidia_driver
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.build import platform_key
+from triton.runtime.cache import get_cache_key, triton_key
+from triton.runtime.driver import driver as active_driver
+from triton.runtime.jit import JITCallable
+
+from prewarm.core.cache import HostModule
+from prewarm.core.digest import digest_of
+from prewarm.core.errors import InputError, UnsupportedError
+from prewarm.core.manifest import Argument, Constexpr, Launch
+from prewarm.core.target import Target
+from prewarm.core.toolchain import Ptxas
+
+MAX_THREADS_PER_BLOCK = 1024
+REGISTERS_PER_BLOCK = 65536
+
+_KEY_VARIABLES = (
+    "PTXAS_OPTIONS",
+    "TRITON_DEBUG",
+    "TRITON_INSTRUMENTATION_MODE",
+    "TRITON_LIBDEVICE_PATH",
+    "TRITON_MOCK_PTX_VERSION",
+)
+"""Variables that reach the key through compile options, besides Triton's own list."""
+
+_OPTIONS_OF_RUN = ("debug", "grid", "instrumentation_mode", "warmup")
+"""Keywords that `JITFunction.run` takes or sets itself."""
+
+
+# --- the driver ---------------------------------------------------------------------------
+
+
+class VirtualUtils:
+    """What Triton asks the driver library about the target."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        """Return the properties of the target under Triton's names."""
+        return {
+            "max_shared_mem": self._target.shared_memory_per_block,
+            "max_num_regs": REGISTERS_PER_BLOCK,
+            "multiprocessor_count": self._target.multiprocessors,
+            "warpSize": 32,
+            "sm_clock_rate": 0,
+            "mem_clock_rate": 0,
+            "mem_bus_width": 0,
+        }
+
+    def load_binary(
+        self, name: str, binary: bytes, shared: int, device: int
+    ) -> tuple[int, int, int, int, int]:
+        """Return handles that nobody follows, then registers, spills and most threads a block."""
+        return (1, 1, 0, 0, MAX_THREADS_PER_BLOCK)
+
+    def set_printf_fifo_size(self, size: int) -> None:
+        """Accept any size."""
+
+
+class VirtualLauncher:
+    """Stands for the host launcher of a kernel that never runs."""
+
+    def __init__(self, source: Any, metadata: Any) -> None: ...
+
+    def __call__(self, *args: Any) -> None: ...
+
+
+class VirtualDriver(GPUDriver):
+    """Triton's driver for a GPU that is not there."""
+
+    def __init__(self, target: Target, launcher: type[Any]) -> None:
+        self._target = target
+        self.utils = VirtualUtils(target)
+        self.launcher_cls = launcher
+
+    @classmethod
+    def is_active(cls) -> bool:
+        """Return True: whoever made this driver wants it."""
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        """Return the target as Triton names it."""
+        return GPUTarget("cuda", self._target.arch, 32)
+
+    def get_current_device(self) -> int:
+        """Return 0, the only device."""
+        return 0
+
+    def set_current_device(self, device: int) -> None:
+        """Accept any device."""
+
+    def get_current_stream(self, device: int) -> int:
+        """Return 0, the default stream."""
+        return 0
+
+    def get_device_capability(self, device: Any = None) -> tuple[int, int]:
+        """Return the compute capability of the target."""
+        return self._target.capability
+
+    def get_active_torch_device(self) -> Any:
+        """Return `cuda:0`, as torch spells it."""
+        return importlib.import_module("torch").device("cuda", 0)
+
+    def get_device_interface(self) -> Any:
+        """Return `torch.cuda`."""
+        return importlib.import_module("torch").cuda
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        """Return the C type that Triton's launcher uses for the Triton type `ty`."""
+        name: str = nvidia_driver.ty_to_cpp(ty)
+        return name
+
+    def get_benchmarker(self) -> Any:
+        """Return Triton's own `do_bench`; callers that cannot launch replace it."""
+        return importlib.import_module("triton.testing").do_bench
+
+    def get_empty_cache_for_benchmark(self) -> Any:
+        """Return a tensor of one element: nothing is ever measured here."""
+        return importlib.import_module("torch").empty(1)
+
+    def clear_cache(self, cache: Any) -> None:
+        """Leave `cache` as it is."""
+
+
+def activate_virtual_driver(target: Target, *, launchers: bool = False) -> VirtualDriver:
+    """Make a virtual `target` the active GPU of Triton in this process, and return its driver.
+
+    With `launchers`, a compiled kernel builds and loads Triton's real host launcher, which
+    needs `prewarm.device.libcuda.load_stub` first.
+    """
+    launcher = nvidia_driver.CudaLauncher if launchers else VirtualLauncher
+    driver = VirtualDriver(target, launcher)
+    active_driver.set_active(driver)
+    return driver
+
+
+# --- kernels and their names --------------------------------------------------------------
+
+
+def jit_function(function: Any) -> Any:
+    """Return the JITFunction under the autotuner and heuristics that wrap `function`.
+
+    Raises UnsupportedError where there is none.
+    """
+    inner = function
+    while not isinstance(inner, JITCallable):
+        inner = getattr(inner, "fn", None)
+        if inner is None:
+            raise UnsupportedError(f"{function!r} is not a Triton kernel")
+    return inner
+
+
+def kernel_named(name: str) -> Any:
+    """Return the JITFunction that `module:function` names, imported.
+
+    Raises InputError when there is no such module or function, UnsupportedError when it
+    is no Triton kernel.
+    """
+    module, _, path = name.partition(":")
+    try:
+        found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import the kernel {name}: {error}", "prewarm plan …") from error
+    return jit_function(found)
+
+
+def kernel_name(function: Any) -> str:
+    """Return the importable `module:function` of the Triton kernel `function`.
+
+    Raises UnsupportedError when another process could not import it by that name.
+    """
+    inner = jit_function(function)
+    name = f"{inner.__module__}:{inner.__qualname__}"
+    try:
+        found = kernel_named(name)
+    except InputError:
+        found = None
+    if found is not inner:
+        raise UnsupportedError(f"the Triton kernel {name} cannot be imported by name")
+    return name
+
+
+def source_length(function: Any) -> int:
+    """Return the length of the kernel's source text, callees not counted."""
+    return len(jit_function(function).src)
+
+
+def source_digest(function: Any) -> str:
+    """Return the digest of Triton's key of `function`: source, first line, globals, callees."""
+    return f"sha256:{jit_function(function).cache_key}"
+
+
+# --- launches, to and from Triton's binder ------------------------------------------------
+
+
+def constexpr_of(value: Any, where: str) -> Constexpr:
+    """Return the compile-time `value` as a manifest spells it.
+
+    Raises UnsupportedError for what a manifest cannot hold; `where` names the argument.
+    """
+    if isinstance(value, JITCallable):
+        return {"function": kernel_name(value)}
+    if isinstance(value, tl.dtype):
+        return {"dtype": str(value)}
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    raise UnsupportedError(f"{where}: a manifest cannot hold the compile-time value {value!r}")
+
+
+def value_of(constexpr: Constexpr) -> Any:
+    """Return the Python object that the manifest's `constexpr` stands for; raises InputError."""
+    if not isinstance(constexpr, dict):
+        return constexpr
+    match constexpr:
+        case {"function": name}:
+            return kernel_named(name)
+        case {"dtype": name} if tl.dtype.is_dtype(name):
+            return tl.dtype(name)
+    raise InputError(f"{constexpr} is neither a Triton dtype nor a function")
+
+
+def launch_of(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Launch:
+    """Return the launch that `function.run(*args, **keywords)` would look up.
+
+    Call it where `JITFunction.run` is called: below autotuners and heuristics. Triton's own
+    binder reads the arguments. Raises UnsupportedError for what a manifest cannot hold.
+    """
+    inner = jit_function(function)
+    name = kernel_name(inner)
+    passed = {k: v for k, v in keywords.items() if k not in _OPTIONS_OF_RUN}
+    bound, specialization, options = _binder(inner)(*args, **passed)
+    return Launch(
+        kernel=name,
+        source=source_digest(inner),
+        arguments=_arguments(inner, bound, specialization),
+        options={k: constexpr_of(v, k) for k, v in sorted(options.items())},
+    )
+
+
+def specialization_of(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+    """Return the text by which Triton tells the launches of `function` apart in memory."""
+    passed = {k: v for k, v in keywords.items() if k not in _OPTIONS_OF_RUN}
+    _, specialization, options = _binder(function)(*args, **passed)
+    return f"{specialization} {options}"
+
+
+def _binder(function: Any) -> Any:
+    return function.device_caches[active_driver.active.get_current_device()][4]
+
+
+def _arguments(
+    function: Any, bound: Mapping[str, Any], specialization: Sequence[tuple[Any, Any]]
+) -> dict[str, Argument]:
+    rows = zip(function.params, bound.values(), specialization, strict=True)
+    return {p.name: _argument(p, value, kind, attribute) for p, value, (kind, attribute) in rows}
+
+
+def _argument(parameter: Any, value: Any, kind: Any, attribute: Any) -> Argument:
+    if not isinstance(kind, str) or kind.startswith(("tensordesc", "nvTmaDesc")):
+        raise UnsupportedError(f"{parameter.name}: a manifest cannot hold an argument of {kind}")
+    specialized = not parameter.is_constexpr
+    return Argument(
+        type=kind,
+        value=constexpr_of(value, parameter.name) if kind == "constexpr" else UNSET,
+        divisible_by_16=specialized and attribute == "D",
+        equal_to_1=specialized and type(attribute) is int and attribute == 1,
+        seen=_seen(value, kind),
+    )
+
+
+def _seen(value: Any, kind: str) -> str | None:
+    if kind == "constexpr" or isinstance(value, _Pointer):
+        return None
+    if kind.startswith("*"):
+        return f"{tuple(value.shape)} by {tuple(value.stride())}"
+    return str(value)
+
+
+class _Pointer:
+    """A tensor as Triton's binder sees it: a dtype and an address."""
+
+    def __init__(self, dtype: str, address: int) -> None:
+        self.dtype = dtype
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
+def _stand_in(argument: Argument) -> Any:
+    """Return a value that Triton's binder specializes as `argument` says."""
+    if argument.type == "constexpr":
+        return value_of(None if argument.value is UNSET else argument.value)
+    if argument.type.startswith("*"):
+        dtype = re.sub(r"^\*k?", "", argument.type)
+        return _Pointer(dtype, 16 if argument.divisible_by_16 else 1)
+    if argument.type == "u1":
+        return True
+    if argument.type.startswith(("fp", "bf")):
+        return 0.5
+    if argument.equal_to_1:
+        return 1
+    base = {"i64": 1 << 40, "u64": 1 << 63}.get(argument.type, 32)
+    return base if argument.divisible_by_16 else base + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A launch as Triton's own binder settled it."""
+
+    function: Any
+    arguments: Mapping[str, Any]
+    keywords: Mapping[str, Any]
+    """What the caller passes besides arguments: `num_warps`, `num_stages`."""
+    source: Any
+    options: Any
+    key: str
+    """Name of the directory that Triton's cache gives the entry."""
+
+
+def bind(launch: Launch) -> Bound:
+    """Return `launch` bound by Triton for the active driver's target.
+
+    Raises InputError when the kernel here is not the one that was planned: another source,
+    other parameters, or arguments that its binder reads in another way.
+    """
+    function = kernel_named(launch.kernel)
+    if source_digest(function) != launch.source:
+        raise InputError(
+            f"the source of {launch.kernel} here is not the one that was planned"
+            f" ({source_digest(function)}, not {launch.source})",
+            "plan again with this vLLM: prewarm plan …",
+        )
+    if tuple(function.arg_names) != tuple(launch.arguments):
+        raise InputError(
+            f"{launch.kernel} takes {', '.join(function.arg_names)};"
+            f" the launch has {', '.join(launch.arguments)}"
+        )
+    arguments = {name: _stand_in(argument) for name, argument in launch.arguments.items()}
+    keywords = {name: value_of(value) for name, value in launch.options.items()}
+    bound, specialization, rest = _binder(function)(**arguments, **keywords)
+    read = _arguments(function, bound, specialization)
+    for name, argument in launch.arguments.items():
+        if read[name].identity() != argument.identity():
+            raise InputError(
+                f"{launch.kernel}: Triton reads the argument {name} as {read[name].identity()},"
+                f" the launch says {argument.identity()}"
+            )
+    run_keywords = {
+        **keywords,
+        "debug": function.debug or knobs.runtime.debug,
+        "instrumentation_mode": knobs.compilation.instrumentation_mode,
+    }
+    backend = function.device_caches[active_driver.active.get_current_device()][3]
+    options, signature, constexprs, attributes = function._pack_args(  # noqa: SLF001
+        backend, run_keywords, bound, specialization, rest
+    )
+    source = ASTSource(function, signature, constexprs, attributes)
+    text = get_cache_key(source, backend, options, get_cache_invalidating_env_vars())
+    return Bound(function, arguments, keywords, source, options, _directory_of(text))
+
+
+def _directory_of(key: str) -> str:
+    digest = hashlib.sha256(key.encode()).digest()
+    return base64.b32encode(digest).decode().rstrip("=")
+
+
+def cache_key_of(launch: Launch) -> str:
+    """Return the name of the directory in which Triton looks for `launch`; raises InputError."""
+    return bind(launch).key
+
+
+# --- Triton's own compile and lookup ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What Triton's cache holds for a launch."""
+
+    key: str
+    cached: bool
+    """Whether it was there before."""
+    kernel: Any
+    """Triton's CompiledKernel."""
+
+
+class WouldCompileError(Exception):
+    """Triton found no entry and would have compiled."""
+
+
+class WouldBuildError(Exception):
+    """Triton found no host module and would have called a C compiler."""
+
+
+def compile_launch(launch: Launch) -> Entry:
+    """Return the entry of `launch` in Triton's cache, compiled by Triton if it was not there.
+
+    Raises InputError as `bind` does; whatever the compiler raises passes through.
+    """
+    bound = bind(launch)
+    heard: list[bool] = []
+    with _listener(lambda *, cache_hit, **_: heard.append(cache_hit)):
+        kernel = triton.compile(
+            bound.source,
+            target=active_driver.active.get_current_target(),
+            options=bound.options.__dict__,
+        )
+    return Entry(key=_key_of(kernel), cached=heard == [True], kernel=kernel)
+
+
+def find_launch(launch: Launch) -> Entry:
+    """Return the entry of `launch` as Triton's own `JITFunction.run` finds it.
+
+    Raises WouldCompileError when it finds none, InputError as `bind` does.
+    """
+    bound = bind(launch)
+    bound.function.device_caches.clear()
+    with _stages(_refuse_to_compile):
+        kernel = bound.function.run(**bound.arguments, **bound.keywords, grid=(1,), warmup=True)
+    return Entry(key=_key_of(kernel), cached=True, kernel=kernel)
+
+
+def _key_of(kernel: CompiledKernel) -> str:
+    return base64.b32encode(bytes.fromhex(kernel.hash)).decode().rstrip("=")
+
+
+def _refuse_to_compile(*_: Any) -> None:
+    raise WouldCompileError
+
+
+@contextlib.contextmanager
+def _listener(listener: Callable[..., None]) -> Iterator[None]:
+    before, knobs.compilation.listener = knobs.compilation.listener, listener
+    try:
+        yield
+    finally:
+        knobs.compilation.listener = before
+
+
+@contextlib.contextmanager
+def _stages(hook: Callable[..., None]) -> Iterator[None]:
+    before = knobs.runtime.add_stages_inspection_hook
+    knobs.runtime.add_stages_inspection_hook = hook
+    try:
+        yield
+    finally:
+        knobs.runtime.add_stages_inspection_hook = before
+
+
+# --- host modules -------------------------------------------------------------------------
+
+BuildImpl = Callable[[str, str, str, list[str], list[str], list[str]], str]
+"""Triton's `knobs.build.impl`: name, source, its directory, library and include directories,
+libraries; returns the path of the extension module."""
+
+
+def refuse_to_build(name: str, *_: Any) -> str:
+    """Stand for a C compiler where none may be called; raises WouldBuildError."""
+    raise WouldBuildError(name)
+
+
+def build_host_modules_with(build: BuildImpl, libcuda: Path) -> None:
+    """Let Triton build its host modules with `build`, linked to the driver library in `libcuda`."""
+    knobs.build.impl = build
+    knobs.nvidia.libcuda_path = str(libcuda)
+
+
+def host_modules_of(entry: Entry) -> tuple[HostModule, ...]:
+    """Return the host modules that a launch of `entry` loads, loaded, built if they were not there.
+
+    Raises what the build function raises.
+    """
+    with _recorded() as found:
+        nvidia_driver.CudaUtils()
+        nvidia_driver.CudaLauncher(entry.kernel.src, entry.kernel.metadata)
+    return tuple(found)
+
+
+def load_utilities() -> None:
+    """Load Triton's `cuda_utils`, built if it is not there; raises what the build raises."""
+    nvidia_driver.CudaUtils()
+
+
+def find_host_modules(entry: Entry) -> tuple[tuple[HostModule, ...], tuple[str, ...]]:
+    """Return the host modules of `entry` that Triton finds, and the names of those it would build.
+
+    `build_host_modules_with(refuse_to_build, …)` comes first.
+    """
+    with _recorded() as found:
+        missing = [
+            *_would_build(nvidia_driver.CudaUtils),
+            *_would_build(nvidia_driver.CudaLauncher, entry.kernel.src, entry.kernel.metadata),
+        ]
+    return tuple(found), tuple(missing)
+
+
+def _would_build(load: Callable[..., Any], *args: Any) -> tuple[str, ...]:
+    try:
+        load(*args)
+    except WouldBuildError as error:
+        return (str(error),)
+    return ()
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[HostModule]]:
+    compile_module = nvidia_driver.compile_module_from_src
+    found: list[HostModule] = []
+
+    def record(src: str, name: str, *args: Any, **keywords: Any) -> ModuleType:
+        module = compile_module(src, name, *args, **keywords)
+        file = name + sysconfig.get_config_var("EXT_SUFFIX")
+        found.append(HostModule(name=name, key=_directory_of(src + platform_key()), file=file))
+        return module
+
+    nvidia_driver.compile_module_from_src = record
+    try:
+        yield found
+    finally:
+        nvidia_driver.compile_module_from_src = compile_module
+
+
+# --- the toolchain ------------------------------------------------------------------------
+
+
+def triton_key_digest() -> str:
+    """Return the digest of Triton's key of itself: compiler, backends, language, shared library."""
+    return digest_of(triton_key().encode())
+
+
+def key_environment() -> dict[str, str]:
+    """Return the variables of this process that enter compile keys, as Triton reads them."""
+    extra = {name: os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)}
+    return dict(sorted({**get_cache_invalidating_env_vars(), **extra}.items()))
+
+
+def ptxas_variable(arch: int) -> str:
+    """Return the environment variable that names the ptxas for `arch`."""
+    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"  # noqa: PLR2004
+
+
+def own_ptxas(arch: int) -> str:
+    """Return the path of the ptxas for `arch` that came with Triton."""
+    name = "ptxas-blackwell" if ptxas_variable(arch).endswith("BLACKWELL_PATH") else "ptxas"
+    return os.path.join(os.path.dirname(nvidia_compiler.__file__), "bin", name)
+
+
+def ptxas_text(path: str) -> str:
+    """Return what the assembler at `path` says about its version, as Triton reads it."""
+    return subprocess.check_output([path, "--version"]).decode("utf-8")
+
+
+def ptxas_of_text(text: str, chosen_by: str) -> Ptxas:
+    """Return the record of an assembler whose version text is `text`."""
+    release = re.search(r"\bV(\d+(?:\.\d+)+)", text)
+    return Ptxas(
+        version=release.group(1) if release else text.strip(),
+        text=digest_of(text.encode()),
+        chosen_by=chosen_by,
+    )
+
+
+def resolved_ptxas(arch: int) -> Ptxas:
+    """Return the assembler whose version text enters this process's keys for `arch`.
+
+    Triton asks once a process; the answer stands, whatever the environment says later.
+    """
+    chosen = nvidia_compiler.get_ptxas(arch).path
+    own = os.path.realpath(chosen) == os.path.realpath(own_ptxas(arch))
+    text = nvidia_compiler.get_ptxas_version(arch)
+    return ptxas_of_text(text, "triton" if own else ptxas_variable(arch))

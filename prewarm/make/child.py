@@ -1,0 +1,61 @@
+"""The process that plays the target: `python -m prewarm.make.child PARENT FD`, a Job on its stdin.
+
+Its world is patched (torch, Triton and the driver library answer for a GPU that is not there),
+so it is always a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+from prewarm.core.errors import PrewarmError
+from prewarm.make.message import Job, Message, Refusal, decode_job, encode
+from prewarm.make.pool import die_with_parent
+
+_UNWANTED = (
+    "TRITON_ALWAYS_COMPILE",
+    "TRITON_CACHE_MANAGER",
+    "TRITON_INTERPRET",
+    "TRITON_KERNEL_DUMP",
+    "TRITON_KERNEL_OVERRIDE",
+    "TRITON_REMOTE_CACHE_BACKEND",
+    "TRITON_STORE_BINARY_ONLY",
+)
+"""Variables that change what a process does with its cache, and no key."""
+_PLANNED = ("FLA_", "GDN_", "VLLM_")
+"""Variables that kernels' modules read, as they were when the manifest was planned."""
+
+
+def main() -> int:
+    """Do the job on stdin and write its messages, a line each, to the given descriptor."""
+    parent, descriptor = int(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent)
+    job = decode_job(sys.stdin.buffer.read())
+    with os.fdopen(descriptor, "wb", buffering=0) as stream:
+        try:
+            for message in _messages(job):
+                stream.write(encode(message) + b"\n")
+        except PrewarmError as error:
+            stream.write(encode(Refusal.of(error)) + b"\n")
+    return 0
+
+
+def _messages(job: Job) -> Iterator[Message]:
+    os.environ["TRITON_CACHE_DIR"] = job.cache_dir
+    for name in _UNWANTED:
+        os.environ.pop(name, None)
+    toolchain = job.manifest.toolchain
+    if job.verb == "compile":
+        planned = {k: v for k, v in toolchain.environment.items() if k.startswith(_PLANNED)}
+        os.environ.update(planned)
+        for name, value in toolchain.key_environment.items():
+            os.environ.setdefault(name, value)
+    from prewarm.make import play  # noqa: PLC0415  (Triton reads the environment as it loads)
+
+    return play.compile_launches(job) if job.verb == "compile" else play.look_up_launches(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

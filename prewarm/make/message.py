@@ -1,0 +1,100 @@
+"""What the process with the virtual GPU is asked, and what it tells, one JSON document a line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from prewarm.core import errors
+from prewarm.core.cache import HostModule
+from prewarm.core.errors import PrewarmError
+from prewarm.core.manifest import Manifest
+from prewarm.core.record import Record
+from prewarm.core.toolchain import Toolchain
+
+
+class Job(Record, kw_only=True):
+    """What the process is to do."""
+
+    verb: Literal["compile", "look_up"]
+    manifest: Manifest
+    cache_dir: str
+    jobs: int = 1
+
+
+class Ready(Record, kw_only=True, tag="ready"):
+    """The process plays the target and has imported every kernel."""
+
+    toolchain: Toolchain
+
+
+class Compiled(Record, kw_only=True, tag="compiled"):
+    """A launch that was compiled now."""
+
+    launch: str
+    """Digest of the launch."""
+    kernel: str
+    key: str
+    host_modules: tuple[HostModule, ...]
+    seconds: float
+
+
+class Cached(Record, kw_only=True, tag="cached"):
+    """A launch that Triton found in the cache directory."""
+
+    launch: str
+    """Digest of the launch."""
+    kernel: str
+    key: str
+    host_modules: tuple[HostModule, ...]
+
+
+class Failed(Record, kw_only=True, tag="failed"):
+    """A launch that did not compile."""
+
+    launch: str
+    """Digest of the launch."""
+    kernel: str
+    reason: str
+
+
+class Answer(Record, kw_only=True, tag="answer"):
+    """What Triton finds for one launch."""
+
+    launch: str
+    """Digest of the launch."""
+    kernel: str
+    key: str | None
+    """The directory that Triton looks in; None where the kernel itself is another one."""
+    hit: bool
+    host_modules: tuple[HostModule, ...] = ()
+    """Those that Triton found."""
+    reason: str | None = None
+    """Why a launch would still compile, or call a C compiler."""
+
+
+class Refusal(Record, kw_only=True, tag="refusal"):
+    """The PrewarmError that ended the process."""
+
+    kind: str
+    message: str
+    hint: str | None
+
+    @classmethod
+    def of(cls, error: PrewarmError) -> Refusal:
+        """Return the message that carries `error`."""
+        return cls(kind=type(error).__name__, message=error.message, hint=error.hint)
+
+    def error(self) -> PrewarmError:
+        """Return the error that this message carries."""
+        kind: type[PrewarmError] = getattr(errors, self.kind)
+        return kind(self.message, self.hint)
+
+
+Outcome = Compiled | Cached | Failed
+Message = Ready | Compiled | Cached | Failed | Answer | Refusal
+
+encode = msgspec.json.Encoder().encode
+decode_job = msgspec.json.Decoder(Job).decode
+decode_message = msgspec.json.Decoder(Message).decode

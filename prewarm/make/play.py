@@ -1,0 +1,165 @@
+"""What the process that plays the target does; import it there only, its environment settled."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+
+from prewarm.core.errors import HostError, InputError, PrewarmError
+from prewarm.core.files import host_error
+from prewarm.core.manifest import Launch, Manifest
+from prewarm.core.target import Target, target_named
+from prewarm.device.libcuda import load_stub
+from prewarm.make.message import Answer, Cached, Compiled, Failed, Job, Message, Ready, Refusal
+from prewarm.make.pool import run_forked
+
+_SERVING = "vllm.v1.worker.gpu_model_runner"
+"""What the serving process has imported before its first launch: it may choose a ptxas."""
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_REASON_LENGTH = 2000
+
+
+def compile_launches(job: Job) -> Iterator[Message]:
+    """Yield what became of every bound launch of the job's manifest.
+
+    Raises InputError when this toolchain or a kernel's source is not the planned one,
+    HostError when this machine cannot compile or write.
+    """
+    target = _play(job.manifest)
+    from prewarm.device import toolchain, triton_seam  # noqa: PLC0415
+    from prewarm.make.host_modules import build_host_module  # noqa: PLC0415
+    from prewarm.make.ptxas import choose_ptxas  # noqa: PLC0415
+
+    choose_ptxas(job.manifest.toolchain.ptxas, target.arch)
+    here = toolchain.read_toolchain(target, job.manifest.toolchain.environment)
+    if differences := job.manifest.toolchain.differences(here):
+        rows = "\n".join(f"  {name}: {ours}, here {theirs}" for name, ours, theirs in differences)
+        raise InputError(
+            f"the manifest was planned with another toolchain:\n{rows}",
+            "compile where it was planned, or plan again here",
+        )
+    launches = [launch for launch in job.manifest.launches() if not launch.unbound]
+    _check_sources(launches)
+    triton_seam.build_host_modules_with(build_host_module, load_stub())
+    triton_seam.load_utilities()
+    yield Ready(toolchain=here)
+    for outcome in run_forked(_longest_first(launches), _compile, job.jobs, _crashed):
+        yield outcome
+        if isinstance(outcome, Refusal):
+            return
+
+
+def _play(manifest: Manifest) -> Target:
+    """Make driver library, torch and Triton answer for the manifest's target, and return it."""
+    target = target_named(manifest.deployment.target)
+    load_stub()
+    importlib.import_module("prewarm.device.virtual_torch").install(target)
+    importlib.import_module("prewarm.device.triton_seam").activate_virtual_driver(target)
+    return target
+
+
+def _check_sources(launches: Sequence[Launch]) -> None:
+    from prewarm.device import triton_seam  # noqa: PLC0415
+
+    planned = {launch.kernel: launch.source for launch in launches}
+    changed = [
+        name
+        for name, source in planned.items()
+        if triton_seam.source_digest(triton_seam.kernel_named(name)) != source
+    ]
+    if changed:
+        raise InputError(
+            "the manifest was planned with other sources of\n  " + "\n  ".join(changed),
+            "plan again with this vLLM",
+        )
+
+
+def _longest_first(launches: Sequence[Launch]) -> list[Launch]:
+    """Return `launches` so that the last ones to start are short."""
+    return sorted(launches, key=_effort, reverse=True)
+
+
+def _effort(launch: Launch) -> int:
+    from prewarm.device import triton_seam  # noqa: PLC0415
+
+    return triton_seam.source_length(triton_seam.kernel_named(launch.kernel))
+
+
+def _compile(launch: Launch) -> Compiled | Cached | Failed | Refusal:
+    from prewarm.device import triton_seam  # noqa: PLC0415
+
+    began = time.monotonic()
+    try:
+        entry = triton_seam.compile_launch(launch)
+        modules = triton_seam.host_modules_of(entry)
+    except HostError as error:
+        return Refusal.of(error)
+    except OSError as error:
+        if error.errno in _FATAL:
+            return Refusal.of(host_error(error, "write the cache"))
+        return _failed(launch, error)
+    except Exception as error:  # noqa: BLE001  (a compiler may raise anything; one launch, one report)
+        return _failed(launch, error)
+    if entry.cached:
+        return Cached(
+            launch=launch.digest, kernel=launch.kernel, key=entry.key, host_modules=modules
+        )
+    return Compiled(
+        launch=launch.digest,
+        kernel=launch.kernel,
+        key=entry.key,
+        host_modules=modules,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _failed(launch: Launch, error: Exception) -> Failed:
+    reason = f"{type(error).__name__}: {error}"[-_REASON_LENGTH:]
+    return Failed(launch=launch.digest, kernel=launch.kernel, reason=reason)
+
+
+def _crashed(launch: Launch, how: str) -> Failed:
+    return Failed(launch=launch.digest, kernel=launch.kernel, reason=f"the compiler died: {how}")
+
+
+def look_up_launches(job: Job) -> Iterator[Message]:
+    """Yield what Triton finds for every bound launch, set up as the serving process is.
+
+    Nothing is compiled or written, and no variable is taken from the manifest.
+    """
+    target = _play(job.manifest)
+    importlib.import_module(_SERVING)
+    from prewarm.device import toolchain, triton_seam  # noqa: PLC0415
+
+    triton_seam.build_host_modules_with(triton_seam.refuse_to_build, load_stub())
+    yield Ready(toolchain=toolchain.read_toolchain(target))
+    for launch in job.manifest.launches():
+        if not launch.unbound:
+            yield _answer(launch)
+
+
+def _answer(launch: Launch) -> Answer:
+    from prewarm.device import triton_seam  # noqa: PLC0415
+
+    try:
+        key = triton_seam.cache_key_of(launch)
+    except PrewarmError as error:
+        return Answer(
+            launch=launch.digest, kernel=launch.kernel, key=None, hit=False, reason=error.message
+        )
+    try:
+        entry = triton_seam.find_launch(launch)
+        modules, missing = triton_seam.find_host_modules(entry)
+    except triton_seam.WouldCompileError:
+        reason = "there is no entry of this key"
+        return Answer(launch=launch.digest, kernel=launch.kernel, key=key, hit=False, reason=reason)
+    return Answer(
+        launch=launch.digest,
+        kernel=launch.kernel,
+        key=entry.key,
+        hit=True,
+        host_modules=modules,
+        reason=f"{', '.join(missing)} would be built with a C compiler" if missing else None,
+    )

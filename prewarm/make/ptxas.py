@@ -1,0 +1,49 @@
+"""The assembler: its version text is part of every key, so it must be the one that was planned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from prewarm.core.errors import InputError
+from prewarm.core.toolchain import Ptxas
+from prewarm.device import triton_seam
+
+
+def choose_ptxas(wanted: Ptxas, arch: int) -> Ptxas:
+    """Point this process at an assembler for `arch` that says exactly what `wanted` said.
+
+    Return what Triton then resolves. Raises InputError that lists every assembler found
+    here when none is the wanted one.
+    """
+    found = _found(arch)
+    for path, ptxas in found.items():
+        if ptxas.text == wanted.text:
+            os.environ[triton_seam.ptxas_variable(arch)] = path
+            return triton_seam.resolved_ptxas(arch)
+    rows = "\n".join(f"  {ptxas.version}  {path}" for path, ptxas in found.items())
+    variable = triton_seam.ptxas_variable(arch)
+    raise InputError(
+        f"the manifest was planned with ptxas {wanted.version} (chosen by {wanted.chosen_by});"
+        f" here are only\n{rows}",
+        f"put that ptxas on PATH, name it in {variable}, or plan again here",
+    )
+
+
+def _found(arch: int) -> dict[str, Ptxas]:
+    candidates = (
+        triton_seam.own_ptxas(arch),
+        os.environ.get(triton_seam.ptxas_variable(arch)),
+        shutil.which("ptxas"),
+        "/usr/local/cuda/bin/ptxas",
+    )
+    found: dict[str, Ptxas] = {}
+    for path in candidates:
+        if path and path not in found:
+            try:
+                text = triton_seam.ptxas_text(path)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+            found[path] = triton_seam.ptxas_of_text(text, path)
+    return found

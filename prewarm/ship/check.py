@@ -1,0 +1,126 @@
+"""Compare files with the index that says what they should be, in both directions."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from prewarm.core.cache import (
+    CACHE_MANIFEST,
+    CACHE_SCHEMA,
+    CachedFile,
+    CacheManifest,
+    cache_document,
+)
+from prewarm.core.digest import digest_of
+from prewarm.core.document import parse_json
+from prewarm.core.errors import InputError
+from prewarm.core.files import relative_path
+from prewarm.ship.entry import key_of, parse_group, placeholder
+from prewarm.ship.finding import (
+    ALTERED,
+    INDEX,
+    MISSING,
+    MOUNT_PATH,
+    UNKNOWN,
+    UNSAFE,
+    Finding,
+    UnsoundError,
+)
+
+ROOMS = ("io.triton.cache", "io.triton.manifest", "prewarm")
+"""The directories at the root of a cache tree."""
+
+_REINSTALL = "prewarm install SOURCE --into DIR, from an image that `prewarm verify` calls sound"
+
+
+def read_index(data: bytes | None) -> CacheManifest:
+    """Return the cache manifest in `data`.
+
+    Raises UnsoundError where there is none, where it is not written as prewarm writes it, or
+    where it lists a path that leaves the root.
+    """
+    if data is None:
+        raise UnsoundError(_finding(MISSING, CACHE_MANIFEST, "the index of the cache", "nothing"))
+    try:
+        manifest = parse_json(data, CacheManifest, CACHE_SCHEMA, CACHE_MANIFEST)
+        rewritten = cache_document(manifest)
+    except (InputError, msgspec.MsgspecError, UnicodeError) as error:
+        raise UnsoundError(_finding(INDEX, CACHE_MANIFEST, CACHE_SCHEMA, str(error))) from error
+    if rewritten != data:
+        raise UnsoundError(_finding(INDEX, CACHE_MANIFEST, digest_of(rewritten), digest_of(data)))
+    for file in manifest.files:
+        relative_path(file.path, CACHE_MANIFEST)
+        if not file.path.startswith(tuple(f"{room}/" for room in ROOMS)):
+            raise UnsoundError(_finding(UNSAFE, file.path, "a path of a cache tree", "another"))
+    return manifest
+
+
+def check_files(manifest: CacheManifest, files: Mapping[str, bytes]) -> Iterator[Finding]:
+    """Yield a finding for each file that `manifest` lists and that is missing or altered."""
+    for listed in manifest.files:
+        data = files.get(listed.path)
+        if data is None:
+            yield _finding(MISSING, listed.path, listed.digest, "nothing")
+        elif (found := _digested(listed, data)) != listed.digest:
+            yield _finding(ALTERED, listed.path, listed.digest, found)
+
+
+def check_names(manifest: CacheManifest, names: Iterable[str]) -> Iterator[Finding]:
+    """Yield a finding for each name that `manifest` does not list."""
+    listed = {file.path for file in manifest.files} | {CACHE_MANIFEST}
+    for name in names:
+        if name not in listed:
+            fix = "nothing to do where Triton compiled it at run time; else remove it"
+            yield _finding(UNKNOWN, name, "no such file", "a file that is not in the index", fix)
+
+
+def check_root(files: Mapping[str, bytes], manifest: CacheManifest, root: str) -> Iterator[Finding]:
+    """Yield a finding for each directory other than `root` that group files point to."""
+    seen = set()
+    for listed in manifest.files:
+        if listed.relocatable and listed.path in files:
+            group = parse_group(files[listed.path], key_of(listed.path))
+            if group is not None and group.root != root and group.root not in seen:
+                seen.add(group.root)
+                where = root.rpartition("/")[0]
+                fix = f"prewarm install SOURCE --into DIR, or pack again with --mount-path {where}"
+                yield _finding(MOUNT_PATH, "paths in group files", root, group.root, fix)
+
+
+def _digested(listed: CachedFile, data: bytes) -> str:
+    if listed.relocatable:
+        neutral = placeholder(data, key_of(listed.path))
+        return "no group file of this entry" if neutral is None else digest_of(neutral)
+    return digest_of(data)
+
+
+def scan(root: Path) -> tuple[list[str], list[Finding]]:
+    """Return the path of every regular file of the cache tree at `root`, and what is unsafe."""
+    names: list[str] = []
+    findings: list[Finding] = []
+    waiting = [room for room in ROOMS if os.path.lexists(root / room)]
+    while waiting:
+        path = waiting.pop()
+        mode = os.lstat(root / path).st_mode
+        if stat.S_ISDIR(mode):
+            waiting.extend(f"{path}/{name}" for name in os.listdir(root / path))
+        elif stat.S_ISREG(mode):
+            names.append(path)
+        else:
+            kind = "a link" if stat.S_ISLNK(mode) else "a special file"
+            findings.append(_finding(UNSAFE, path, "a file or a directory", kind))
+    return sorted(names), findings
+
+
+def read_files(root: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of the files called `names` of the cache tree at `root`."""
+    return {name: (root / name).read_bytes() for name in names}
+
+
+def _finding(code: str, subject: str, expected: str, found: str, fix: str = _REINSTALL) -> Finding:
+    return Finding(code=code, subject=subject, expected=expected, found=found, fix=fix)

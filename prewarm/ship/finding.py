@@ -1,0 +1,76 @@
+"""Findings: what is not as it should be, with a code that `docs/findings.md` explains.
+
+P1xx are about integrity and raised here; P2xx are about fit. Of those only P205 and P207 can
+be told without Triton; the others come from the room that recomputes keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prewarm.core.errors import IntegrityError
+from prewarm.core.record import Record
+
+MISSING = "P101"
+UNKNOWN = "P102"
+ALTERED = "P103"
+UNSAFE = "P104"
+INDEX = "P105"
+IDENTITY = "P106"
+TARGET = "P201"
+TRITON_KEY = "P202"
+PTXAS = "P203"
+KERNEL_SOURCE = "P204"
+MOUNT_PATH = "P205"
+ENVIRONMENT = "P206"
+HOST = "P207"
+VLLM = "P208"
+
+CODES = {
+    MISSING: "missing file",
+    UNKNOWN: "unknown file",
+    ALTERED: "altered file",
+    UNSAFE: "unsafe path or link",
+    INDEX: "the cache's own index is altered or unreadable",
+    IDENTITY: "not the cache that it says it is",
+    TARGET: "built for another GPU architecture",
+    TRITON_KEY: "built with another Triton",
+    PTXAS: "built with another ptxas",
+    KERNEL_SOURCE: "a kernel's source differs",
+    MOUNT_PATH: "the files point to another directory",
+    ENVIRONMENT: "an environment variable that enters keys differs",
+    HOST: "built for another Python ABI or CPU architecture",
+    VLLM: "built with another vLLM",
+}
+
+
+class Finding(Record, kw_only=True):
+    """One thing that is not as it should be."""
+
+    code: str
+    subject: str
+    """The file, directory or property that it is about."""
+    expected: str
+    found: str
+    fix: str
+    """The command or edit that mends it."""
+
+    def __str__(self) -> str:
+        """Return the finding in one line, without the fix."""
+        title = CODES[self.code]
+        return f"{self.code} {title}: {self.subject}: expected {self.expected}, found {self.found}"
+
+
+class UnsoundError(IntegrityError):
+    """A cache that must not be used, with the finding that says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding), finding.fix)
+        # An exception is rebuilt from its arguments when it crosses to another process.
+        self.args = (finding,)
+        self.finding = finding
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return `findings` by code and subject, each once."""
+    return tuple(sorted(set(findings), key=lambda f: (f.code, f.subject, f.found)))

@@ -1,0 +1,90 @@
+"""Pack: a directory that `prewarm compile` filled becomes an image in an OCI layout."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from prewarm.core.cache import ENTRIES
+from prewarm.core.digest import digest_of
+from prewarm.core.errors import InputError
+from prewarm.core.manifest import Manifest
+from prewarm.core.record import Record
+from prewarm.ship.image import first_start, image_of
+from prewarm.ship.layer import compress, source_date_epoch, tar_of
+from prewarm.ship.layout import write_layout
+from prewarm.ship.tree import cache_tree, rooted
+
+
+class Sizes(Record, kw_only=True):
+    """Bytes at each stage from Triton's directory to the blob."""
+
+    compiled: int
+    slim: int
+    tar: int
+    layer: int
+
+
+class Packed(Record, kw_only=True):
+    """An image that was written."""
+
+    identity: str
+    """Digest of the content, whatever directory it is made for."""
+    diff_id: str
+    """Digest of the layer before compression."""
+    manifest_digest: str
+    """Digest of the image."""
+    tag: str
+    """A tag that says what it is for, as the layout names the image."""
+    launches: int
+    files: int
+    tuned: bool
+    first_start: str
+    """What a first start with this cache still does, in words."""
+    mount_path: str | None
+    sizes: Sizes
+
+
+def pack(manifest: Manifest, cache_dir: Path, out: Path, mount_path: str | None = None) -> Packed:
+    """Write the cache of `manifest` in `cache_dir` as an image layout at `out`.
+
+    With `mount_path`, the absolute directory at which the root of the image will be mounted or
+    copied, Triton finds the entries there without an install. Raises InputError where the
+    directory was not compiled from `manifest` or lacks something, and HostError where `out`
+    cannot be written.
+    """
+    epoch = source_date_epoch()
+    if mount_path is not None:
+        mount_path = _absolute(mount_path)
+    tree = cache_tree(manifest, cache_dir)
+    root = None if mount_path is None else f"{mount_path}/{ENTRIES}"
+    files = tree.files if root is None else rooted(tree.files, root)
+    tar = tar_of(files, epoch)
+    image = image_of(tree, tar, compress(tar), mount_path, epoch)
+    write_layout(out, image)
+    return Packed(
+        identity=tree.identity,
+        diff_id=digest_of(tar),
+        manifest_digest=image.descriptor.digest,
+        tag=image.tag,
+        launches=len(tree.manifest.launches),
+        files=len(files),
+        tuned=tree.manifest.tuned,
+        first_start=first_start(tree),
+        mount_path=mount_path,
+        sizes=Sizes(
+            compiled=tree.compiled_size,
+            slim=sum(map(len, files.values())),
+            tar=len(tar),
+            layer=len(image.layer),
+        ),
+    )
+
+
+def _absolute(mount_path: str) -> str:
+    path = PurePosixPath(mount_path)
+    if not path.is_absolute() or ".." in path.parts or len(path.parts) == 1:
+        raise InputError(
+            f"the mount path {mount_path!r} is not an absolute directory below /",
+            "--mount-path /opt/prewarm",
+        )
+    return "/" + "/".join(path.parts[1:])

@@ -1,0 +1,137 @@
+"""Verify: is what lies there, byte for byte, what was packed, and does it point to itself?
+
+The integrity half. Whether Triton will ask for these keys is told by the room that has Triton.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, CacheManifest
+from prewarm.core.digest import digest_of
+from prewarm.core.errors import InputError
+from prewarm.core.files import host_errors
+from prewarm.ship.check import (
+    check_files,
+    check_names,
+    check_root,
+    read_files,
+    read_index,
+    scan,
+)
+from prewarm.ship.finding import IDENTITY, Finding, UnsoundError, in_order
+from prewarm.ship.layout import is_layout
+from prewarm.ship.receipt import (
+    LINK,
+    RECEIPT,
+    VERSIONS,
+    current_version,
+    is_installed,
+    no_version,
+    read_receipt,
+)
+from prewarm.ship.source import is_tree, open_source, wrong_identity
+
+
+def verify_directory(path: Path, identity: str | None = None) -> tuple[Finding, ...]:
+    """Return what is wrong with the cache at `path`, in a fixed order; nothing where it is sound.
+
+    `path` is a directory that was installed into (or its `triton`, as TRITON_CACHE_DIR names
+    it), a cache tree that an image was copied or mounted to, or an image layout. With
+    `identity`, it must be that cache. Raises InputError where `path` is none of them.
+    """
+    path = _directory(path)
+    with host_errors(f"read {path}"):
+        try:
+            return in_order(_findings(path, identity))
+        except UnsoundError as error:
+            return (error.finding,)
+
+
+def installed_manifest(path: Path) -> CacheManifest:
+    """Return the index of the cache at `path`, which may be anything that can be verified.
+
+    Raises InputError where there is no cache, UnsoundError where the index cannot be read.
+    """
+    path = _directory(path)
+    if is_layout(path):
+        return open_source(path).manifest
+    tree = path
+    if not is_tree(path):
+        version = current_version(path)
+        if version is None:
+            raise UnsoundError(no_version(path))
+        tree = path / VERSIONS / version
+    with host_errors(f"read {path}"):
+        return read_index((tree / CACHE_MANIFEST).read_bytes())
+
+
+def _directory(path: Path) -> Path:
+    """Return the directory that `path` stands for; raises InputError where it holds no cache."""
+    if path.name == LINK and is_installed(path.parent):
+        return path.parent
+    if not (is_layout(path) or is_installed(path) or is_tree(path)):
+        raise InputError(
+            f"{path} holds no cache: no image layout, no installed directory, no cache tree",
+            f"prewarm install SOURCE --into {path}",
+        )
+    return path
+
+
+def _findings(path: Path, identity: str | None) -> Iterator[Finding]:
+    if is_layout(path):
+        found = open_source(path).identity
+        if identity not in (None, found):
+            yield wrong_identity(str(identity), found)
+    elif is_installed(path):
+        yield from _check_installed(path, identity)
+    else:
+        yield from _check_tree(path, f"{os.path.abspath(path)}/{ENTRIES}", identity)
+
+
+def _check_installed(directory: Path, identity: str | None) -> Iterator[Finding]:
+    name = current_version(directory)
+    if name is None:
+        yield no_version(directory)
+        return
+    version = directory / VERSIONS / name
+    receipt = read_receipt(version)
+    if receipt is None:
+        yield Finding(
+            code=IDENTITY,
+            subject=RECEIPT,
+            expected="the receipt of the install",
+            found="nothing that can be read",
+            fix=f"prewarm install SOURCE --into {directory}",
+        )
+    elif identity not in (None, receipt.identity):
+        yield wrong_identity(str(identity), receipt.identity)
+    root = f"{os.path.abspath(directory)}/{LINK}"
+    yield from _check_tree(version, root, receipt.identity if receipt else None)
+
+
+def _check_tree(tree: Path, root: str, identity: str | None) -> Iterator[Finding]:
+    names, unsafe = scan(tree)
+    yield from unsafe
+    known = set(names)
+    index = tree / CACHE_MANIFEST
+    try:
+        manifest = read_index(index.read_bytes() if CACHE_MANIFEST in known else None)
+    except UnsoundError as error:
+        yield error.finding
+        return
+    found = digest_of(index.read_bytes())
+    if identity not in (None, found):
+        yield wrong_identity(str(identity), found)
+    files = read_files(tree, (f.path for f in manifest.files if f.path in known))
+    # What is unsafe was reported as such: it is not missing as well.
+    safe = {finding.subject for finding in unsafe}
+    yield from (
+        each
+        for each in check_files(manifest, files)
+        if not any(each.subject == s or each.subject.startswith(f"{s}/") for s in safe)
+    )
+    yield from check_names(manifest, names)
+    yield from check_root(files, manifest, root)

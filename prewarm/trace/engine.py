@@ -1,0 +1,101 @@
+"""vLLM's own engine for one deployment on a virtual GPU, and workloads driven through it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from prewarm.trace import vllm_seam
+from prewarm.trace.recorder import Recorder
+from prewarm.trace.workloads import Arrival, Limits, Workload
+
+MOST_STEPS = 400
+"""Scheduler steps after which a workload is cut off: its last requests are aborted."""
+
+
+class Engine:
+    """One engine; launches go to the recorder."""
+
+    def __init__(self, args: Namespace, model_directory: str, gpu_blocks: int | None) -> None:
+        config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
+        self.core = vllm_seam.engine_core(config)
+        self.config = self.core.vllm_config
+        self.steps = 0
+        self._requests = 0
+
+    @property
+    def gpu_blocks(self) -> int:
+        """Number of GPU blocks that the KV cache has."""
+        return int(self.config.cache_config.num_gpu_blocks)
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds a step of this deployment."""
+        scheduler, compilation = self.config.scheduler_config, self.config.compilation_config
+        graphs = compilation.cudagraph_mode.has_full_cudagraphs()
+        sizes = tuple(sorted(compilation.cudagraph_capture_sizes or ())) if graphs else ()
+        speculation = self.config.speculative_config
+        return Limits(
+            tokens=scheduler.max_num_batched_tokens,
+            sequences=scheduler.max_num_seqs,
+            model_length=self.config.model_config.max_model_len,
+            graph_size=sizes[-1] if sizes else 0,
+            graph_sizes=sizes,
+            block=max(g.kv_cache_spec.block_size for g in self.core.scheduler.kv_cache_config.kv_cache_groups),
+            data_parallel=self.config.parallel_config.data_parallel_size > 1,
+            prefix_caching=bool(self.config.cache_config.enable_prefix_caching),
+            draft_tokens=speculation.num_speculative_tokens if speculation else 0,
+        )
+
+    def start_up(self, recorder: Recorder) -> None:
+        """Record what vLLM launches between loading the model and serving."""
+        worker = vllm_seam.worker_of(self.core)
+        with recorder.recording(), torch.inference_mode():
+            recorder.via = "start-up"
+            vllm_seam.profile(worker)
+            vllm_seam.warm_up(worker)
+            recorder.via = "graph capture"
+            vllm_seam.capture(worker)
+
+    def drive(self, workload: Workload, recorder: Recorder) -> None:
+        """Run `workload` through the scheduler until its last request ends."""
+        recorder.via = workload.kind
+        vllm_seam.PEERS.tokens = workload.peers_tokens
+        vllm_seam.PEERS.cudagraph_mode = 0 if workload.peers_eager else None
+        vllm_seam.ACCEPTED.pattern = workload.accepted
+        waiting = sorted(workload.arrivals, key=lambda arrival: arrival.step)
+        known: list[str] = []
+        with recorder.recording():
+            for step in range(MOST_STEPS):
+                while waiting and waiting[0].step <= step:
+                    known.append(self._add(waiting.pop(0)))
+                if self.core.scheduler.has_unfinished_requests():
+                    self._step()
+                elif not waiting:
+                    break
+            self.core.abort_requests(known)
+            while self.core.scheduler.has_requests():
+                self._step()
+        vllm_seam.PEERS.tokens = vllm_seam.PEERS.cudagraph_mode = None
+
+    def _step(self) -> None:
+        self.core.step_fn()
+        self.core.post_step(True)
+        self.steps += 1
+
+    def _add(self, arrival: Arrival) -> str:
+        self._requests += 1
+        name = f"request-{self._requests}"
+        vocabulary = self.config.model_config.get_vocab_size()
+        own = self._requests % (vocabulary - 1) + 1
+        tokens = [0] * arrival.prefix + [own] * (arrival.prompt - arrival.prefix)
+        request = vllm_seam.request(self.core, name, tokens[: arrival.prompt], arrival.output)
+        self.core.add_request(request)
+        return name
+
+
+def geometry(engine: Engine) -> dict[str, Any]:
+    """Return what vLLM decided about the GDN layers, under the names of vLLM's own fields."""
+    return vllm_seam.geometry(engine.core)

@@ -1,0 +1,450 @@
+"""Every private name of vLLM that prewarm uses, for vLLM 0.25.
+
+The engine is vLLM's own: its argument parser, configuration, KV cache layout, scheduler,
+worker, model runner and metadata builders. Replaced are only the platform (the GPU is not
+there), the process group, the weights, what linear layers compute, and the sampler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import vllm.platforms
+from vllm.platforms.cuda import NonNvmlCudaPlatform
+from vllm.platforms.interface import DeviceCapability
+
+from prewarm.core.errors import InputError, UnsupportedError
+from prewarm.core.target import Target
+
+LOAD_FORMAT = "prewarm-no-weights"
+WORKER = "prewarm.trace.vllm_seam.VirtualWorker"
+COMMUNICATOR = "prewarm.trace.vllm_seam.VirtualCommunicator"
+
+
+_LIBRARY = torch.library.Library("_C", "IMPL")
+"""Keeps our registrations of vLLM's CUDA-only operators alive."""
+
+
+def install_platform(target: Target) -> None:
+    """Make vLLM's platform the `target`; call it before any other module of vLLM is imported."""
+
+    class VirtualPlatform(NonNvmlCudaPlatform):  # type: ignore[misc]
+        """CUDA as vLLM sees it, with operators registered where the tensors are."""
+
+        dispatch_key = "CPU"
+
+        @classmethod
+        def get_device_capability(cls, device_id: int = 0) -> DeviceCapability:
+            return DeviceCapability(*target.capability)
+
+        @classmethod
+        def get_device_name(cls, device_id: int = 0) -> str:
+            return target.device_name
+
+        @classmethod
+        def get_device_total_memory(cls, device_id: int = 0) -> int:
+            return target.memory
+
+        @classmethod
+        def is_fully_connected(cls, physical_device_ids: list[int]) -> bool:
+            return True
+
+        @classmethod
+        def get_device_communicator_cls(cls) -> str:
+            return COMMUNICATOR
+
+    vllm.platforms._current_platform = VirtualPlatform()
+    _LIBRARY.impl("weak_ref_tensor", lambda tensor: tensor, "CPU")
+
+
+def parse_serve_args(serve_args: Sequence[str]) -> Namespace:
+    """Return what `vllm serve` makes of `serve_args`, the model first.
+
+    Raises InputError with vLLM's own message.
+    """
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            args = parser.parse_args(list(serve_args))
+    except SystemExit as error:
+        said = heard.getvalue().strip().splitlines() or ["the arguments were refused"]
+        raise InputError(said[-1].strip(), "vllm serve --help") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"vllm serve: {_one_line(error)}", "vllm serve --help") from error
+    args.model = getattr(args, "model_tag", None) or args.model
+    return args
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def engine_config(args: Namespace, model_directory: str, gpu_blocks: int | None) -> Any:
+    """Return the VllmConfig of `vllm serve` with `args`, its config read from `model_directory`.
+
+    `gpu_blocks` overrides the number of GPU blocks; None leaves it to `args` or to vLLM.
+
+    Raises InputError with vLLM's own reason for a combination that it refuses.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args.model = model_directory
+    engine_args.revision = None
+    engine_args.tokenizer = None
+    engine_args.skip_tokenizer_init = True
+    engine_args.load_format = LOAD_FORMAT
+    engine_args.worker_cls = WORKER
+    engine_args.distributed_executor_backend = _executor_class()
+    engine_args.language_model_only = True
+    if gpu_blocks is not None:
+        engine_args.num_gpu_blocks_override = gpu_blocks
+    _register_loader()
+    try:
+        return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except (ValueError, NotImplementedError, AssertionError, TypeError) as error:
+        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+def _register_loader() -> None:
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    class NoWeights(BaseModelLoader):  # type: ignore[misc]
+        """A model whose parameters have their shapes, dtypes and no values."""
+
+        def download_model(self, model_config: Any) -> None: ...
+
+        def load_weights(self, model: Any, model_config: Any) -> None: ...
+
+        def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+            with set_default_torch_dtype(model_config.dtype):
+                model = initialize_model(
+                    vllm_config=vllm_config, model_config=model_config, prefix=prefix
+                )
+            return model.eval()
+
+    register_model_loader(LOAD_FORMAT)(NoWeights)
+
+
+def _executor_class() -> type[Any]:
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    class VirtualExecutor(UniProcExecutor):  # type: ignore[misc]
+        """Rank 0 of the deployment, alone in this process."""
+
+        supports_pp = True
+
+        def _distributed_args(self) -> tuple[str, int, int]:
+            return "fake://", 0, 0
+
+    return VirtualExecutor
+
+
+def _fake_process_group(world_size: int) -> None:
+    """Join rank 0 of `world_size` ranks that are not there."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group(backend="fake", store=FakeStore(), rank=0, world_size=world_size)
+    real = dist.new_group
+
+    def new_group(ranks: Any = None, *_: Any, **__: Any) -> Any:
+        return real(ranks, backend="fake")
+
+    dist.new_group = new_group  # type: ignore[assignment]
+
+
+def engine_core(config: Any) -> Any:
+    """Return vLLM's EngineCore of `config`, its KV cache laid out, nothing warmed up.
+
+    Raises InputError with vLLM's own reason, UnsupportedError for a model without GDN layers.
+    """
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor.abstract import Executor
+
+    try:
+        return EngineCore(config, Executor.get_class(config), log_stats=False)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+def worker_of(core: Any) -> Any:
+    """Return the worker of rank 0."""
+    return core.model_executor.driver_worker.worker
+
+
+def profile(worker: Any) -> None:
+    """Run the largest step as vLLM does to measure its memory."""
+    worker.model_runner._dummy_run(worker.model_runner.max_num_tokens, is_profile=True)
+
+
+def warm_up(worker: Any) -> None:
+    """Run vLLM's own warm-up of GDN and block-table kernels, where this release has one."""
+    from vllm.model_executor.warmup.qwen_triton_warmup import qwen_triton_warmup
+    from vllm.model_executor.warmup.v1_block_table_warmup import warm_v1_block_table_kernels
+
+    runner = worker.model_runner
+    warm_v1_block_table_kernels(runner.device, runner.max_num_tokens)
+    qwen_triton_warmup(runner, worker.vllm_config.model_config)
+
+
+def capture(worker: Any) -> None:
+    """Capture CUDA graphs as vLLM does, unless the deployment is eager."""
+    if not worker.model_config.enforce_eager:
+        worker.model_runner.capture_model()
+
+
+def request(core: Any, name: str, tokens: list[int], output: int) -> Any:
+    """Return a request for `output` tokens after the prompt `tokens`."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
+    return Request(
+        request_id=name,
+        prompt_token_ids=tokens,
+        sampling_params=SamplingParams(max_tokens=output, ignore_eos=True),
+        pooling_params=None,
+        block_hasher=core.request_block_hasher,
+    )
+
+
+def geometry(core: Any) -> dict[str, Any]:
+    """Return what vLLM decided about the GDN layers, under names that a vLLM user knows."""
+    config = core.vllm_config
+    layers = gdn_layers(config)
+    layer = layers[0]
+    parallel, cache = config.parallel_config, config.cache_config
+    facts: dict[str, Any] = {
+        "architecture": config.model_config.architecture,
+        "layer": type(layer).__name__,
+        "gdn_layers": len(layers),
+        "tensor_parallel": parallel.tensor_parallel_size,
+        "data_parallel": parallel.data_parallel_size,
+        "dtype": _dtype(config.model_config.dtype),
+        "gdn_prefill_backend": getattr(layer, "gdn_prefill_backend", "triton"),
+        "kv_cache_dtype": str(cache.cache_dtype),
+        "block_size": max(g.kv_cache_spec.block_size for g in core.scheduler.kv_cache_config.kv_cache_groups),
+        "mamba_cache_mode": str(cache.mamba_cache_mode),
+        "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+        "max_num_seqs": config.scheduler_config.max_num_seqs,
+        "cudagraph_mode": config.compilation_config.cudagraph_mode.name,
+    }
+    for name in ("num_k_heads", "num_v_heads"):
+        if hasattr(layer, name):
+            facts[f"{name}_per_rank"] = getattr(layer, name) // layer.tp_size
+    for name, shape, dtype, state in zip(
+        ("conv_state", "ssm_state"), layer.get_state_shape(), layer.get_state_dtype(), layer.kv_cache
+    ):
+        facts[name] = f"{_dtype(dtype)} {'x'.join(map(str, shape))}"
+        facts[f"{name}_stride"] = state.stride(0)
+    return facts
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclasses.dataclass
+class Accepted:
+    """How many draft tokens each request in turn has accepted."""
+
+    pattern: tuple[int, ...] = ()
+
+
+ACCEPTED = Accepted()
+
+
+@dataclasses.dataclass
+class Peers:
+    """What the other data-parallel ranks run in this step; None where they do as this one does."""
+
+    tokens: int | None = None
+    cudagraph_mode: int | None = None
+
+
+PEERS = Peers()
+
+
+def _agree_with_peers() -> None:
+    """Answer data-parallel agreement for the ranks that are not there."""
+    from vllm.v1.worker import dp_utils
+
+    def run_all_reduce(
+        should_ubatch: bool,
+        orig_num_tokens_per_ubatch: int,
+        padded_num_tokens_per_ubatch: int,
+        cudagraph_mode: int,
+        parallel_config: Any,
+    ) -> torch.Tensor:
+        def column(own: int, peers: int | None) -> torch.Tensor:
+            values = torch.full((parallel_config.data_parallel_size,), own if peers is None else peers)
+            values[parallel_config.data_parallel_rank] = own
+            return values.to(torch.int32)
+
+        return torch.stack(
+            [
+                column(orig_num_tokens_per_ubatch, PEERS.tokens),
+                column(padded_num_tokens_per_ubatch, PEERS.tokens),
+                column(int(should_ubatch), None),
+                column(int(cudagraph_mode), PEERS.cudagraph_mode),
+            ]
+        )
+
+    dp_utils._run_ar = run_all_reduce
+
+
+def __getattr__(name: str) -> Any:
+    """Build the virtual classes on first use: their bases only load under the virtual platform."""
+    made = {"VirtualWorker": _worker_class, "VirtualCommunicator": _communicator_class}.get(name)
+    if made is None:
+        raise AttributeError(name)
+    globals()[name] = made()
+    return globals()[name]
+
+
+def _communicator_class() -> type[Any]:
+    from vllm.distributed.device_communicators.base_device_communicator import (
+        All2AllManagerBase,
+        DeviceCommunicatorBase,
+    )
+
+    class NoExperts(All2AllManagerBase):  # type: ignore[misc]
+        """Stands for the exchange between experts that do not compute."""
+
+        def __init__(self) -> None:
+            self.support_fault_tolerance = False
+
+    class VirtualCommunicator(DeviceCommunicatorBase):  # type: ignore[misc]
+        """Communicates with ranks that are not there."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.all2all_manager = NoExperts()
+
+        def prepare_communication_buffer_for_model(self, model: Any) -> None: ...
+
+    return VirtualCommunicator
+
+
+def _worker_class() -> type[Any]:
+    from vllm.distributed import parallel_state
+    from vllm.v1.worker.gpu_worker import Worker
+    from vllm.v1.worker.worker_base import CompilationTimes
+
+    class VirtualWorker(Worker):  # type: ignore[misc]
+        """vLLM's GPU worker on a GPU that is not there."""
+
+        def init_device(self) -> None:
+            parallel_state._node_count = lambda *_: 1
+            _fake_process_group(self.parallel_config.world_size_across_dp)
+            _agree_with_peers()
+            super().init_device()
+
+        def load_model(self, *, load_dummy_weights: bool = False) -> None:
+            super().load_model(load_dummy_weights=load_dummy_weights)
+            _replace_compute(self.model_runner)
+
+        def determine_available_memory(self) -> int:
+            return int(self.requested_memory)
+
+        def compile_or_warm_up_model(self) -> Any:
+            return CompilationTimes(language_model=0.0, encoder=0.0)
+
+    return VirtualWorker
+
+
+def gdn_layers(vllm_config: Any) -> list[Any]:
+    """Return the layers of the model that hold gated delta net (or KDA) states."""
+    from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
+
+    layers = vllm_config.compilation_config.static_forward_context.values()
+    return [layer for layer in layers if isinstance(layer, GatedDeltaNetAttention)]
+
+
+def _distinct(layers: Sequence[Any]) -> list[Any]:
+    """Return one layer of each geometry."""
+    by_geometry = {
+        (type(layer), tuple(layer.get_state_shape()), tuple(layer.get_state_dtype())): layer
+        for layer in reversed(layers)
+    }
+    return list(reversed(by_geometry.values()))
+
+
+def _replace_compute(runner: Any) -> None:
+    """Leave of the model's computation what its GDN layers do, and of that the Triton launches."""
+    from vllm.v1.outputs import SamplerOutput
+
+    layers = gdn_layers(runner.vllm_config)
+    if not layers:
+        architecture = runner.model_config.architecture
+        raise UnsupportedError(f"{architecture} has no gated delta net (GDN) layers to prewarm")
+    distinct = _distinct(layers)
+    for layer in distinct:
+        _replace_linears(layer)
+    model = runner.get_model()
+    hidden_size = runner.model_config.get_hidden_size()
+    vocabulary = runner.model_config.get_vocab_size()
+
+    def forward(input_ids: Any = None, positions: Any = None, *_: Any, **kwargs: Any) -> Any:
+        embeds = kwargs.get("inputs_embeds")
+        tokens = (input_ids if embeds is None else embeds).shape[0]
+        hidden_states = torch.empty(tokens, hidden_size, dtype=runner.dtype)
+        for layer in distinct:
+            _call_layer(layer, hidden_states, positions)
+        return hidden_states
+
+    def compute_logits(hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.empty(hidden_states.shape[0], vocabulary, dtype=runner.dtype)
+
+    def sample(logits: torch.Tensor, spec_decode_metadata: Any) -> Any:
+        runner.input_batch.update_async_output_token_ids()
+        tokens = torch.zeros(runner.input_batch.num_reqs, 1, dtype=torch.int32)
+        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
+
+    model.forward = forward
+    model.compute_logits = compute_logits
+    runner._sample = sample
+
+
+def _call_layer(layer: Any, hidden_states: torch.Tensor, positions: Any) -> None:
+    given = {
+        "hidden_states": hidden_states,
+        "output": torch.empty_like(hidden_states),
+        "positions": positions,
+    }
+    wanted = inspect.signature(layer.forward).parameters
+    layer.forward(**{name: given[name] for name in wanted if name in given})
+
+
+def _replace_linears(layer: Any) -> None:
+    """Make each linear layer return memory of its result's shape."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    class Shapes:
+        """A linear method that knows its shapes only."""
+
+        def __init__(self, features: int) -> None:
+            self.features = features
+
+        def apply(self, layer: Any, x: torch.Tensor, bias: Any = None) -> torch.Tensor:
+            return x.new_empty(*x.shape[:-1], self.features)
+
+    for module in layer.modules():
+        if isinstance(module, LinearBase):
+            features = getattr(module, "output_size_per_partition", module.output_size)
+            module.quant_method = Shapes(features)

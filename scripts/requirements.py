@@ -1,0 +1,12 @@
+"""Print what the development environment holds: dependencies, the vllm extra and the dev group."""
+
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))
+for requirement in (
+    *project["project"]["dependencies"],
+    *project["project"]["optional-dependencies"]["vllm"],
+    *project["dependency-groups"]["dev"],
+):
+    print(requirement)
