@@ -206,12 +206,14 @@ def _distance(old: _Asked, new: _Asked) -> int:
 def _line(asked: _Asked | None) -> str:
     if asked is None:
         return ABSENT
-    return ", ".join(f"{name}={text}" for name, text in asked.items() if not text.startswith("*"))
+    return ", ".join(f"{name}={text}" for name, text in asked.items())
 
 
 def _argument(argument: Argument) -> str:
     if argument.unbound:
         return "unbound"
+    if argument.by_candidate:
+        return "by candidate"
     if not isinstance(argument.value, UnsetType):
         return _value(argument.value)
     if argument.equal_to_1:

@@ -45,7 +45,8 @@ def _lines(value: Any, indent: str, whole_items: bool = False) -> Iterator[str]:
     for key, item in pairs:
         lead = f"{indent}- " if key is None else f"{indent}{_flow(key)}:"
         is_scalar = not isinstance(item, dict | list | tuple)
-        if is_scalar or not item or whole_items or _is_flat(item):
+        is_top_level = indent == "" and isinstance(item, dict)
+        if is_scalar or not item or whole_items or (_is_flat(item) and not is_top_level):
             yield f"{lead}{'' if key is None else ' '}{_flow(item)}"
         elif key is None:
             first, *rest = _lines(item, indent + "  ")

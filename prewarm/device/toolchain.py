@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import platform
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 
 import torch
 import triton
 
 from prewarm.core.target import Target
-from prewarm.core.toolchain import Toolchain
+from prewarm.core.toolchain import Ptxas, Toolchain
 from prewarm.device import triton_seam
 
 
@@ -34,3 +37,19 @@ def read_toolchain(target: Target, environment: Mapping[str, str] | None = None)
         key_environment=triton_seam.key_environment(),
         environment=dict(sorted((environment or {}).items())),
     )
+
+
+def let_serving_choose_ptxas(planned: Ptxas, target: Target) -> None:
+    """Let whoever named a ptxas in the planned serving process name one here.
+
+    On Blackwell that is flashinfer, when it is imported; elsewhere Inductor, when it first
+    compiles. Call it before Triton's first key. A variable that is set already stays.
+    """
+    variable = triton_seam.ptxas_variable(target.arch)
+    if planned.chosen_by != variable or os.environ.get(variable):
+        return
+    if variable == "TRITON_PTXAS_PATH":
+        inductor = importlib.import_module("torch._inductor.runtime.compile_tasks")
+        inductor._set_triton_ptxas_path()  # noqa: SLF001
+    elif find_spec("flashinfer"):
+        importlib.import_module("flashinfer")

@@ -33,7 +33,7 @@ from triton.backends.nvidia import compiler as nvidia_compiler
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.build import platform_key
-from triton.runtime.cache import get_cache_key, triton_key
+from triton.runtime.cache import FileCacheManager, get_cache_key, triton_key
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITCallable
 
@@ -444,15 +444,32 @@ def compile_launch(launch: Launch) -> Entry:
     return Entry(key=_key_of(kernel), cached=heard == [True], kernel=kernel)
 
 
+class UnwrittenCache(FileCacheManager):
+    """Triton's cache manager, but looking leaves no empty directory behind."""
+
+    def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
+        self.key = key
+        self.cache_dir = os.path.join(knobs.cache.dir, key)
+
+
+def look_only(libcuda: Path) -> None:
+    """Let Triton in this process look up entries and host modules, and make neither.
+
+    Afterwards a miss raises WouldCompileError or WouldBuildError.
+    """
+    knobs.cache.manager_class = UnwrittenCache
+    knobs.runtime.add_stages_inspection_hook = _refuse_to_compile
+    build_host_modules_with(_refuse_to_build, libcuda)
+
+
 def find_launch(launch: Launch) -> Entry:
-    """Return the entry of `launch` as Triton's own `JITFunction.run` finds it.
+    """Return the entry of `launch` as Triton's own `JITFunction.run` finds it, after `look_only`.
 
     Raises WouldCompileError when it finds none, InputError as `bind` does.
     """
     bound = bind(launch)
     bound.function.device_caches.clear()
-    with _stages(_refuse_to_compile):
-        kernel = bound.function.run(**bound.arguments, **bound.keywords, grid=(1,), warmup=True)
+    kernel = bound.function.run(**bound.arguments, **bound.keywords, grid=(1,), warmup=True)
     return Entry(key=_key_of(kernel), cached=True, kernel=kernel)
 
 
@@ -473,16 +490,6 @@ def _listener(listener: Callable[..., None]) -> Iterator[None]:
         knobs.compilation.listener = before
 
 
-@contextlib.contextmanager
-def _stages(hook: Callable[..., None]) -> Iterator[None]:
-    before = knobs.runtime.add_stages_inspection_hook
-    knobs.runtime.add_stages_inspection_hook = hook
-    try:
-        yield
-    finally:
-        knobs.runtime.add_stages_inspection_hook = before
-
-
 # --- host modules -------------------------------------------------------------------------
 
 BuildImpl = Callable[[str, str, str, list[str], list[str], list[str]], str]
@@ -490,8 +497,7 @@ BuildImpl = Callable[[str, str, str, list[str], list[str], list[str]], str]
 libraries; returns the path of the extension module."""
 
 
-def refuse_to_build(name: str, *_: Any) -> str:
-    """Stand for a C compiler where none may be called; raises WouldBuildError."""
+def _refuse_to_build(name: str, *_: Any) -> str:
     raise WouldBuildError(name)
 
 
@@ -520,7 +526,7 @@ def load_utilities() -> None:
 def find_host_modules(entry: Entry) -> tuple[tuple[HostModule, ...], tuple[str, ...]]:
     """Return the host modules of `entry` that Triton finds, and the names of those it would build.
 
-    `build_host_modules_with(refuse_to_build, …)` comes first.
+    After `look_only`.
     """
     with _recorded() as found:
         missing = [

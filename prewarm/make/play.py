@@ -100,7 +100,7 @@ def _compile(launch: Launch) -> Compiled | Cached | Failed | Refusal:
         if error.errno in _FATAL:
             return Refusal.of(host_error(error, "write the cache"))
         return _failed(launch, error)
-    except Exception as error:  # noqa: BLE001  (a compiler may raise anything; one launch, one report)
+    except Exception as error:  # noqa: BLE001  (whatever a compiler raises is one launch's report)
         return _failed(launch, error)
     if entry.cached:
         return Cached(
@@ -133,7 +133,8 @@ def look_up_launches(job: Job) -> Iterator[Message]:
     importlib.import_module(_SERVING)
     from prewarm.device import toolchain, triton_seam  # noqa: PLC0415
 
-    triton_seam.build_host_modules_with(triton_seam.refuse_to_build, load_stub())
+    toolchain.let_serving_choose_ptxas(job.manifest.toolchain.ptxas, target)
+    triton_seam.look_only(load_stub())
     yield Ready(toolchain=toolchain.read_toolchain(target))
     for launch in job.manifest.launches():
         if not launch.unbound:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+import torch
+
 from prewarm.core.errors import InputError
 from prewarm.core.toolchain import Ptxas
 from prewarm.device import triton_seam
@@ -14,7 +16,7 @@ from prewarm.device import triton_seam
 def choose_ptxas(wanted: Ptxas, arch: int) -> Ptxas:
     """Point this process at an assembler for `arch` that says exactly what `wanted` said.
 
-    Return what Triton then resolves. Raises InputError that lists every assembler found
+    Returns what Triton then resolves. Raises InputError that lists every assembler found
     here when none is the wanted one.
     """
     found = _found(arch)
@@ -36,6 +38,7 @@ def _found(arch: int) -> dict[str, Ptxas]:
         triton_seam.own_ptxas(arch),
         os.environ.get(triton_seam.ptxas_variable(arch)),
         shutil.which("ptxas"),
+        os.path.join(os.path.dirname(torch.__file__), "bin", "ptxas"),
         "/usr/local/cuda/bin/ptxas",
     )
     found: dict[str, Ptxas] = {}

@@ -94,8 +94,3 @@ class Engine:
         request = vllm_seam.request(self.core, name, tokens[: arrival.prompt], arrival.output)
         self.core.add_request(request)
         return name
-
-
-def geometry(engine: Engine) -> dict[str, Any]:
-    """Return what vLLM decided about the GDN layers, under the names of vLLM's own fields."""
-    return vllm_seam.geometry(engine.core)

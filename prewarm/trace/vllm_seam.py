@@ -160,6 +160,8 @@ def _fake_process_group(world_size: int) -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    if dist.is_initialized():
+        return
     dist.init_process_group(backend="fake", store=FakeStore(), rank=0, world_size=world_size)
     real = dist.new_group
 
@@ -223,6 +225,12 @@ def request(core: Any, name: str, tokens: list[int], output: int) -> Any:
     )
 
 
+def prefill_backend(core: Any) -> str:
+    """Return the backend that vLLM chose for GDN prefill: `triton`, `flashinfer`, `cutedsl`."""
+    layer = gdn_layers(core.vllm_config)[0]
+    return str(getattr(layer, "gdn_prefill_backend", "triton"))
+
+
 def geometry(core: Any) -> dict[str, Any]:
     """Return what vLLM decided about the GDN layers, under names that a vLLM user knows."""
     config = core.vllm_config
@@ -236,9 +244,9 @@ def geometry(core: Any) -> dict[str, Any]:
         "tensor_parallel": parallel.tensor_parallel_size,
         "data_parallel": parallel.data_parallel_size,
         "dtype": _dtype(config.model_config.dtype),
-        "gdn_prefill_backend": getattr(layer, "gdn_prefill_backend", "triton"),
+        "gdn_prefill_backend": prefill_backend(core),
         "kv_cache_dtype": str(cache.cache_dtype),
-        "block_size": max(g.kv_cache_spec.block_size for g in core.scheduler.kv_cache_config.kv_cache_groups),
+        "block_size": cache.block_size,
         "mamba_cache_mode": str(cache.mamba_cache_mode),
         "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
@@ -395,7 +403,7 @@ def _replace_compute(runner: Any) -> None:
         raise UnsupportedError(f"{architecture} has no gated delta net (GDN) layers to prewarm")
     distinct = _distinct(layers)
     for layer in distinct:
-        _replace_linears(layer)
+        _replace_arithmetic(layer)
     model = runner.get_model()
     hidden_size = runner.model_config.get_hidden_size()
     vocabulary = runner.model_config.get_vocab_size()
@@ -431,8 +439,9 @@ def _call_layer(layer: Any, hidden_states: torch.Tensor, positions: Any) -> None
     layer.forward(**{name: given[name] for name in wanted if name in given})
 
 
-def _replace_linears(layer: Any) -> None:
-    """Make each linear layer return memory of its result's shape."""
+def _replace_arithmetic(layer: Any) -> None:
+    """Make linear layers, and a norm that is no kernel, return memory of their result's shape."""
+    from vllm.model_executor.layers.layernorm import RMSNormGated
     from vllm.model_executor.layers.linear import LinearBase
 
     class Shapes:
@@ -448,3 +457,5 @@ def _replace_linears(layer: Any) -> None:
         if isinstance(module, LinearBase):
             features = getattr(module, "output_size_per_partition", module.output_size)
             module.quant_method = Shapes(features)
+        elif isinstance(module, RMSNormGated) and module._forward_method == module.forward_native:
+            module._forward_method = lambda x, *_, **__: torch.empty_like(x)

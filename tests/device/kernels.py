@@ -1,0 +1,68 @@
+"""Kernels whose arguments show every way in which Triton specializes one."""
+
+import os
+import signal
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def double(x):
+    return x * 2
+
+
+@triton.jit
+def halve(x):
+    return x / 2
+
+
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["gap"])
+def everything(
+    out,
+    maybe,
+    n,
+    rows,
+    gap,
+    scale,
+    flag,
+    wide: tl.int64,
+    BLOCK: tl.constexpr,
+    MODE: tl.constexpr,
+    RATIO: tl.constexpr,
+    NEGATE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    APPLY: tl.constexpr,
+):
+    offsets = tl.arange(0, BLOCK)
+    value = offsets.to(tl.float32) * scale * RATIO + n + rows + gap + wide
+    if NEGATE:
+        value = -value
+    if MODE == "D":
+        value += 1
+    if maybe is not None:
+        value += tl.load(maybe + offsets)
+    if flag:
+        value += 1
+    tl.store(out + offsets, APPLY(value).to(DTYPE))
+
+
+@triton.constexpr_function
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@triton.jit
+def kills_its_compiler(out):
+    _die()
+    tl.store(out, 1.0)
+
+
+@triton.jit
+def never_compiles(out, BLOCK: tl.constexpr):
+    tl.static_assert(BLOCK == 3, "BLOCK must be three")
+    tl.store(out, 1.0)
+
+
+def not_a_kernel():
+    return None

@@ -1,0 +1,108 @@
+"""The image around a layer."""
+
+import json
+
+import msgspec
+import pytest
+
+from prewarm.core.errors import UnsupportedError
+from prewarm.ship.image import image_of, tag_of
+from prewarm.ship.layer import compress, tar_of
+from prewarm.ship.layout import read_layout
+from prewarm.ship.pack import pack
+from prewarm.ship.tree import cache_tree
+
+
+def documents(out):
+    blobs = out / "blobs" / "sha256"
+    index = json.loads((out / "index.json").read_bytes())
+    read = {path.name: path.read_bytes() for path in blobs.iterdir()}
+    manifest = json.loads(read[index["manifests"][0]["digest"].partition(":")[2]])
+    config = json.loads(read[manifest["config"]["digest"].partition(":")[2]])
+    return manifest, config
+
+
+def test_it_is_a_plain_image(packed):
+    out, made = packed
+    manifest, config = documents(out)
+    assert "artifactType" not in manifest
+    assert manifest["schemaVersion"] == 2
+    assert manifest["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
+    (layer,) = manifest["layers"]
+    assert layer["mediaType"] == "application/vnd.oci.image.layer.v1.tar+gzip"
+    assert config["rootfs"] == {"type": "layers", "diff_ids": [made.diff_id]}
+    assert (config["os"], config["created"]) == ("linux", "1970-01-01T00:00:00Z")
+
+
+def test_labels_fit_kserve_s_limit(packed):
+    _, config = documents(packed[0])
+    assert max(len(text) for text in config["config"]["Labels"].values()) <= 4096
+
+
+def test_mcv_finds_its_labels(packed, cache):
+    _, config = documents(packed[0])
+    labels = config["config"]["Labels"]
+    tree = cache_tree(cache.manifest, cache.directory)
+    size = sum(len(d) for p, d in tree.files.items() if p.startswith("io.triton.cache/"))
+    assert labels["cache.triton.image/entry-count"] == "4"
+    assert labels["cache.triton.image/cache-size-bytes"] == str(size)
+    assert json.loads(labels["cache.triton.image/summary"]) == {
+        "targets": [{"backend": "cuda", "arch": "100", "warp_size": 32}]
+    }
+
+
+def test_it_says_where_to_mount_it_only_when_made_for_a_place(packed, cache, tmp_path):
+    assert "io.kserve.km/cache-mounts" not in documents(packed[0])[1]["config"]["Labels"]
+    pack(cache.manifest, cache.directory, tmp_path / "mounted", "/opt/prewarm")
+    labels = documents(tmp_path / "mounted")[1]["config"]["Labels"]
+    assert json.loads(labels["io.kserve.km/cache-mounts"]) == [
+        {
+            "subPath": "io.triton.cache",
+            "absPath": "/opt/prewarm/io.triton.cache",
+            "env": "TRITON_CACHE_DIR",
+            "requiresWritable": True,
+        }
+    ]
+    assert labels["dev.prewarm.mount-path"] == "/opt/prewarm"
+
+
+def test_it_says_what_a_first_start_still_does(packed, tuned, tmp_path):
+    labels = documents(packed[0])[1]["config"]["Labels"]
+    assert labels["dev.prewarm.tuned"] == "false"
+    assert labels["dev.prewarm.first-start"].startswith("benchmarks the candidates")
+    pack(tuned.manifest, tuned.directory, tmp_path / "tuned")
+    labels = documents(tmp_path / "tuned")[1]["config"]["Labels"]
+    assert labels["dev.prewarm.tuned"] == "true"
+    assert labels["dev.prewarm.first-start"] == "compiles nothing and benchmarks nothing"
+    unbound = tuned.with_index(unbound=("sha256:" + "0" * 64,))
+    pack(unbound.manifest, unbound.directory, tmp_path / "unbound")
+    labels = documents(tmp_path / "unbound")[1]["config"]["Labels"]
+    assert labels["dev.prewarm.first-start"] == "compiles 1 unbound launches"
+
+
+def test_the_tag_is_one_a_registry_takes(packed):
+    out, made = packed
+    fingerprint = made.identity[7:19]
+    assert made.tag == f"vllm-0.25.1_cu129-triton-3.6.0-sm100-{fingerprint}"
+    assert read_layout(out).identity == made.identity
+
+
+@pytest.mark.parametrize(("machine", "name"), [("x86_64", "amd64"), ("aarch64", "arm64")])
+def test_the_architecture_is_that_of_the_host_modules(cache, machine, name):
+    image = _image(cache, machine)
+    assert json.loads(image.config)["architecture"] == name
+
+
+def test_an_unknown_architecture_is_refused(cache):
+    with pytest.raises(UnsupportedError, match="no image can be made for 'sparc'"):
+        _image(cache, "sparc")
+
+
+def _image(cache, machine):
+    tools = msgspec.structs.replace(cache.compiled.toolchain, machine=machine)
+    cache = cache.with_index(toolchain=tools)
+    tree = cache_tree(cache.manifest, cache.directory)
+    assert tag_of(tree).startswith("vllm-")
+    tar = tar_of(tree.files, 0)
+    return image_of(tree, tar, compress(tar), None, 0)

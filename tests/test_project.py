@@ -1,0 +1,122 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import prewarm
+from prewarm.cli import cli
+
+
+def pyproject(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+
+
+def name_of(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0]).lower()
+
+
+def test_everything_that_is_installed_is_pinned(root):
+    """The environment's key is taken over constraints.txt: what is not in it would go stale."""
+    project = pyproject(root)
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["vllm"],
+        *project["dependency-groups"]["dev"],
+    ]
+    pins = (root / "constraints.txt").read_text("utf-8").splitlines()
+
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+={2,3}[A-Za-z0-9.]+", pin) for pin in pins)
+    assert {name_of(each) for each in wanted} <= {name_of(pin) for pin in pins}
+
+
+def test_the_requirements_script_prints_all_of_them(root):
+    done = subprocess.run(
+        [sys.executable, "scripts/requirements.py"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert [name_of(line) for line in done.stdout.splitlines()][:2] == ["click", "cryptography"]
+    assert "vllm==0.25.1" in done.stdout
+    assert "pytest-xdist" in done.stdout
+
+
+def test_two_checkouts_with_the_same_pins_share_an_environment(root, tmp_path):
+    def path_of(checkout, **environment):
+        return subprocess.run(
+            ["bash", checkout / "scripts" / "env.sh", "path"],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    other = tmp_path / "other"
+    (other / "scripts").mkdir(parents=True)
+    (other / "scripts" / "env.sh").write_bytes((root / "scripts" / "env.sh").read_bytes())
+    pins = (root / "constraints.txt").read_bytes()
+    (other / "constraints.txt").write_bytes(pins)
+    ours = path_of(root)
+
+    assert re.fullmatch(rf"{tmp_path}/prewarm/env-[0-9a-f]{{12}}", ours)
+    assert path_of(other) == ours
+    (other / "constraints.txt").write_bytes(pins + b"another==1\n")
+    assert path_of(other) != ours
+
+
+def test_the_shell_scripts_parse(root):
+    for script in (*root.glob("scripts/*.sh"), root / ".ci" / "run"):
+        assert os.access(script, os.X_OK), script
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.network
+def test_the_wheel_holds_the_data_that_the_package_reads(root, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, root],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    data = {
+        str(path.relative_to(root))
+        for pattern in ("*.yaml", "*.c", "*.json", "py.typed")
+        for path in (root / "prewarm").rglob(pattern)
+    }
+
+    assert {"prewarm/core/targets.yaml", "prewarm/py.typed"} <= data
+    assert data <= set(zipfile.ZipFile(wheel).namelist())
+    assert wheel.name == f"prewarm-{prewarm.__version__}-py3-none-any.whl"
+
+
+def test_the_version_has_its_entry_in_the_changelog(root):
+    assert f"## {prewarm.__version__}" in (root / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_make_target_and_every_verb_that_the_readme_names_exists(root):
+    readme = (root / "README.md").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.M))
+
+    named = set(re.findall(r"\bmake ([a-z]+)\b", readme))
+    assert {"example", "test"} <= named <= targets
+    verbs = set(re.findall(r"\bprewarm ([a-z]+) ", "\n".join(re.findall(r"`[^`]+`", readme))))
+    assert verbs <= set(cli.commands)
+
+
+def test_documents_link_to_what_is_there(root):
+    documents = [*root.glob("*.md"), *root.glob("docs/*.md")]
+    assert len(documents) >= 4
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8")):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
