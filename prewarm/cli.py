@@ -264,6 +264,7 @@ def verify(out: Output, source: Path) -> int:
     from prewarm.ship.verify import verify_directory
 
     found = verify_directory(source)
+    out.say("checked: integrity; not checked: whether Triton asks for these keys here")
     out.product(findings(found) if found else "sound", {"findings": found})
     return _FINDINGS if found else _DONE
 

@@ -73,14 +73,14 @@ class Output:
     def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
         """Yield what to call with the name of each finished part of `total`.
 
-        A bar on a terminal; elsewhere a line for each tenth of the work, or for each part with
-        -v.
+        A bar on a terminal; elsewhere a line for each tenth of a known total, or for each part
+        with -v.
         """
         console = _console(sys.stderr)
         if console.is_terminal and self.verbosity > _QUIET and not self.as_json:
             with _bar(console) as bar:
                 task = bar.add_task(label, total=total)
-                yield lambda _: bar.advance(task)
+                yield lambda part: bar.update(task, advance=1, description=f"{label}: {part}")
             return
         done = 0
 

@@ -35,7 +35,7 @@ def main(serve_args: list[str]) -> None:
         at = Path(scratch)
         manifest, cache, image, into = (str(at / n) for n in ("plan.yaml", "cache", "image", "to"))
         steps = {
-            "plan, boundary workloads only": ("plan", "--closure", "0", "-o", str(at / "edge.yaml")),
+            "plan, boundary workloads": ("plan", "--closure", "0", "-o", str(at / "edge.yaml")),
             "plan": ("plan", "-o", manifest),
             "compile, nothing cached": ("compile", manifest, "--cache-dir", cache),
             "compile, all cached": ("compile", manifest, "--cache-dir", cache),

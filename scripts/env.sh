@@ -42,10 +42,10 @@ make_environment() {
     # An environment without its marker was cut short. It cannot be built elsewhere and renamed,
     # because its scripts hold its own path.
     rm -rf "$environment"
-    echo "making $environment (vLLM, torch, Triton: about 10 GB and 3 minutes, once)" >&2
+    echo "making $environment (vLLM, torch, Triton: about 10 GB and 3 to 5 minutes, once)" >&2
     "$python" -m venv "$environment"
     "$environment/bin/python" scripts/requirements.py >"$environment/requirements.txt"
-    "$environment/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+    "$environment/bin/python" -m pip install -qq --no-cache-dir --disable-pip-version-check \
         --constraint constraints.txt --requirement "$environment/requirements.txt"
     "$environment/bin/python" -c 'import importlib.util as u, pathlib, sys
 libraries = pathlib.Path(u.find_spec("torch").origin).parent / "lib"

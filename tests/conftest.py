@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from prewarm.core.digest import digest_of
+from prewarm.core.manifest import (
+    Argument,
+    Candidate,
+    Deployment,
+    Kernel,
+    Manifest,
+    Model,
+    Specialization,
+    Trace,
+)
+from prewarm.core.toolchain import Ptxas, Toolchain
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,3 +43,60 @@ def root() -> Path:
 def model_configs() -> Path:
     """Return the directory of public model configs."""
     return ROOT / "model-configs"
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    """Return a manifest of one autotuned kernel."""
+    return Manifest(
+        deployment=Deployment(
+            model=Model(name="a/model", revision="1" * 40, config=digest_of(b"config")),
+            serve_args=("a/model", "-tp", "1"),
+            target="b200",
+        ),
+        toolchain=Toolchain(
+            vllm="0.25.1",
+            torch="2.11.0",
+            cuda="13.0",
+            triton="3.6.0",
+            triton_key=digest_of(b"key"),
+            ptxas=Ptxas(version="12.9.86", text=digest_of(b"ptxas"), chosen_by="triton"),
+            python_abi="cpython-311",
+            machine="x86_64",
+            libc="glibc 2.36",
+        ),
+        geometry={"heads": 4},
+        trace=Trace(
+            workloads=1, random_workloads=0, closure=0, seed=0, steps=1, gpu_blocks=(1000,)
+        ),
+        kernels=(
+            Kernel(
+                name="kernels:add",
+                source=digest_of(b"add"),
+                tuned_by=("n",),
+                candidates=(
+                    Candidate(constexprs={"B": 64}, num_warps=4, num_stages=3),
+                    Candidate(constexprs={"B": 128}, num_warps=8, num_stages=2),
+                ),
+                specializations=(
+                    Specialization(
+                        arguments={
+                            "x": Argument(type="*fp32", divisible_by_16=True),
+                            "n": Argument(type="i32"),
+                            "B": Argument(type="constexpr", by_candidate=True),
+                        },
+                        tuning_key={"n": 1},
+                        candidates=(0, 1),
+                        via=("prefill",),
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+@pytest.fixture
+def changed_manifest(manifest: Manifest) -> Manifest:
+    """Return the manifest of another tensor parallelism."""
+    deployment = msgspec.structs.replace(manifest.deployment, serve_args=("a/model", "-tp", "8"))
+    return msgspec.structs.replace(manifest, deployment=deployment, geometry={"heads": 8})

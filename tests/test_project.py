@@ -75,6 +75,33 @@ def test_two_checkouts_with_the_same_pins_share_an_environment(root, tmp_path):
     assert path_of(other) != ours
 
 
+def test_an_environment_that_would_not_fit_is_refused_before_anything_is_fetched(root, tmp_path):
+    df = tmp_path / "bin" / "df"
+    df.parent.mkdir()
+    df.write_text("#!/bin/sh\necho Avail\necho 5242880\n")
+    df.chmod(0o755)
+    done = subprocess.run(
+        ["bash", root / "scripts" / "env.sh", "make"],
+        env={
+            **os.environ,
+            "XDG_CACHE_HOME": str(tmp_path),
+            "PATH": f"{df.parent}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 4
+    first, hint = done.stderr.splitlines()[-2:]
+    assert first == (
+        f"prewarm: error: {tmp_path}/prewarm has 5 GiB free; vLLM, torch and CUDA's libraries"
+        " need 12 GiB"
+    )
+    assert hint.startswith("  hint: free some space there, or set XDG_CACHE_HOME")
+    assert not list((tmp_path / "prewarm").glob("env-*/"))
+
+
 def test_the_shell_scripts_parse(root):
     for script in (*root.glob("scripts/*.sh"), root / ".ci" / "run"):
         assert os.access(script, os.X_OK), script
@@ -84,7 +111,7 @@ def test_the_shell_scripts_parse(root):
 @pytest.mark.network
 def test_the_wheel_holds_the_data_that_the_package_reads(root, tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, root],
+        [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "-w", tmp_path, root],
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
@@ -105,12 +132,12 @@ def test_the_version_has_its_entry_in_the_changelog(root):
 
 def test_every_make_target_and_every_verb_that_the_readme_names_exists(root):
     readme = (root / "README.md").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.MULTILINE))
 
-    named = set(re.findall(r"\bmake ([a-z]+)\b", readme))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.MULTILINE))
     assert {"example", "test"} <= named <= targets
-    verbs = set(re.findall(r"\bprewarm ([a-z]+) ", "\n".join(re.findall(r"`[^`]+`", readme))))
-    assert verbs <= set(cli.commands)
+    verbs = set(re.findall(r"(?:`|RUN |&& )prewarm ([a-z]+)", readme))
+    assert {"build", "install", "verify"} <= verbs <= set(cli.commands)
 
 
 def test_documents_link_to_what_is_there(root):

@@ -23,7 +23,6 @@ HALL = {"cli", "__main__", "verbs", "render", "output"}
 """The modules between the rooms: argv, the steps of verbs, what people read."""
 HEAVY = {"torch", "triton", "vllm", "transformers", "numpy", "flashinfer"}
 MAY_BE_HEAVY = {"device", "trace", "make", "serve"}
-ENGINES = {"device/triton_seam.py", "trace/vllm_seam.py"}
 
 MODULES = sorted((Path(__file__).parent.parent / "prewarm").rglob("*.py"))
 
@@ -67,6 +66,13 @@ def test_only_some_rooms_know_torch_triton_and_vllm(path):
     assert not heavy or room_of(path) in MAY_BE_HEAVY
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(path.parents[2])))
+def test_vllm_is_known_to_its_seam_alone(path):
+    seam = path.parts[-2:] == ("trace", "vllm_seam.py")
+
+    assert seam or not any(name.split(".")[0] == "vllm" for name in imports(path))
+
+
 def test_the_table_of_rooms_is_the_house():
     there = {room_of(path) for path in MODULES}
 
@@ -108,7 +114,7 @@ def test_a_bare_environment_installs_prewarm_and_runs_install_and_verify(root, t
     home = tmp_path / "bare"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
-    quiet = ["--quiet", "--no-cache-dir", "--disable-pip-version-check"]
+    quiet = ["-qq", "--no-cache-dir", "--disable-pip-version-check"]
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def run(*command):

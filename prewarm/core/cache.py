@@ -1,4 +1,4 @@
-"""Two indexes of a cache: what `compile` made (`compiled.json`) and what an image holds (`manifest.json`).
+"""Two indexes of a cache: what `compile` made, and what an image holds.
 
 A *cache tree* is what an image holds at its root and what `install` lays down::
 

@@ -50,6 +50,6 @@ def let_serving_choose_ptxas(planned: Ptxas, target: Target) -> None:
         return
     if variable == "TRITON_PTXAS_PATH":
         inductor = importlib.import_module("torch._inductor.runtime.compile_tasks")
-        inductor._set_triton_ptxas_path()  # noqa: SLF001
+        inductor._set_triton_ptxas_path()
     elif find_spec("flashinfer"):
         importlib.import_module("flashinfer")

@@ -16,7 +16,6 @@ import math
 import os
 import re
 import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +32,12 @@ from triton.backends.nvidia import compiler as nvidia_compiler
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.build import platform_key
-from triton.runtime.cache import FileCacheManager, get_cache_key, triton_key
+from triton.runtime.cache import (
+    FileCacheManager,
+    get_cache_key,
+    get_cache_manager,
+    triton_key,
+)
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITCallable
 
@@ -388,7 +392,7 @@ def bind(launch: Launch) -> Bound:
         "instrumentation_mode": knobs.compilation.instrumentation_mode,
     }
     backend = function.device_caches[active_driver.active.get_current_device()][3]
-    options, signature, constexprs, attributes = function._pack_args(  # noqa: SLF001
+    options, signature, constexprs, attributes = function._pack_args(
         backend, run_keywords, bound, specialization, rest
     )
     source = ASTSource(function, signature, constexprs, attributes)
@@ -508,14 +512,37 @@ def build_host_modules_with(build: BuildImpl, libcuda: Path) -> None:
 
 
 def host_modules_of(entry: Entry) -> tuple[HostModule, ...]:
-    """Return the host modules that a launch of `entry` loads, loaded, built if they were not there.
+    """Return the host modules that a launch of `entry` loads, built if they were not there.
 
-    Raises what the build function raises.
+    Each is stored under every key that a process on this kind of machine may ask for. Raises
+    what the build function raises.
     """
-    with _recorded() as found:
+    with _recorded(_store_for_all) as found:
         nvidia_driver.CudaUtils()
         nvidia_driver.CudaLauncher(entry.kernel.src, entry.kernel.metadata)
     return tuple(found)
+
+
+def _platform_keys() -> tuple[str, ...]:
+    """Return the values that Triton's `platform_key()` has on this kind of machine.
+
+    The last part is what Python learns about its own executable from the `file` command:
+    it is empty in an image where that command is not installed.
+    """
+    machine, system, bits, _ = platform_key().split(",")
+    return tuple(f"{machine},{system},{bits},{linkage}" for linkage in ("ELF", ""))
+
+
+def _store_for_all(source: str, name: str, path: Path) -> Iterator[HostModule]:
+    for key in _platform_keys():
+        manager = get_cache_manager(hashlib.sha256((source + key).encode()).hexdigest())
+        if not manager.has_file(path.name):
+            manager.put(path.read_bytes(), path.name, binary=True)
+        yield HostModule(name=name, key=_directory_of(source + key), file=path.name)
+
+
+def _as_found(source: str, name: str, path: Path) -> Iterator[HostModule]:
+    yield HostModule(name=name, key=_directory_of(source + platform_key()), file=path.name)
 
 
 def load_utilities() -> None:
@@ -528,7 +555,7 @@ def find_host_modules(entry: Entry) -> tuple[tuple[HostModule, ...], tuple[str, 
 
     After `look_only`.
     """
-    with _recorded() as found:
+    with _recorded(_as_found) as found:
         missing = [
             *_would_build(nvidia_driver.CudaUtils),
             *_would_build(nvidia_driver.CudaLauncher, entry.kernel.src, entry.kernel.metadata),
@@ -545,14 +572,15 @@ def _would_build(load: Callable[..., Any], *args: Any) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _recorded() -> Iterator[list[HostModule]]:
+def _recorded(
+    report: Callable[[str, str, Path], Iterator[HostModule]],
+) -> Iterator[list[HostModule]]:
     compile_module = nvidia_driver.compile_module_from_src
     found: list[HostModule] = []
 
     def record(src: str, name: str, *args: Any, **keywords: Any) -> ModuleType:
-        module = compile_module(src, name, *args, **keywords)
-        file = name + sysconfig.get_config_var("EXT_SUFFIX")
-        found.append(HostModule(name=name, key=_directory_of(src + platform_key()), file=file))
+        module: ModuleType = compile_module(src, name, *args, **keywords)
+        found.extend(report(src, name, Path(str(module.__file__))))
         return module
 
     nvidia_driver.compile_module_from_src = record
@@ -578,7 +606,7 @@ def key_environment() -> dict[str, str]:
 
 def ptxas_variable(arch: int) -> str:
     """Return the environment variable that names the ptxas for `arch`."""
-    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"  # noqa: PLR2004
+    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"
 
 
 def own_ptxas(arch: int) -> str:

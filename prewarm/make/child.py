@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 
 from prewarm.core.errors import PrewarmError
+from prewarm.core.target import target_named
+from prewarm.device.libcuda import load_stub
 from prewarm.make.message import Job, Message, Refusal, decode_job, encode
 from prewarm.make.pool import die_with_parent
 
@@ -43,6 +45,15 @@ def main() -> int:
 
 
 def _messages(job: Job) -> Iterator[Message]:
+    _set_environment(job)
+    _set_stage(job)
+    from prewarm.make import play
+
+    return play.compile_launches(job) if job.verb == "compile" else play.look_up_launches(job)
+
+
+def _set_environment(job: Job) -> None:
+    """Settle the environment before Triton reads it, which it does while it loads."""
     os.environ["TRITON_CACHE_DIR"] = job.cache_dir
     for name in _UNWANTED:
         os.environ.pop(name, None)
@@ -52,9 +63,14 @@ def _messages(job: Job) -> Iterator[Message]:
         os.environ.update(planned)
         for name, value in toolchain.key_environment.items():
             os.environ.setdefault(name, value)
-    from prewarm.make import play  # noqa: PLC0415  (Triton reads the environment as it loads)
 
-    return play.compile_launches(job) if job.verb == "compile" else play.look_up_launches(job)
+
+def _set_stage(job: Job) -> None:
+    """Let the driver library and torch answer for the target, before vLLM asks them."""
+    load_stub()
+    from prewarm.device import virtual_torch
+
+    virtual_torch.install(target_named(job.manifest.deployment.target))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from prewarm.core import cache
 from prewarm.core.cache import COMPILED_NAME, CompiledLaunch, HostModule
 from prewarm.core.digest import canonical_json
@@ -42,7 +44,8 @@ def compile_manifest(
     with sole_writer(directory):
         for message in run_job(job):
             if isinstance(message, Ready):
-                toolchain = message.toolchain
+                # Nothing that decides a hit differs; launchers are linked to the libc here.
+                toolchain = msgspec.structs.replace(toolchain, libc=message.toolchain.libc)
             elif isinstance(message, Compiled | Cached | Failed):
                 outcomes.append(message)
                 yield message
@@ -62,7 +65,8 @@ def compile_manifest(
         host_modules=_sorted({m for outcome in done.values() for m in outcome.host_modules}),
         unbound=tuple(digest for digest, launch in launches.items() if launch.unbound),
     )
-    write_text(directory / COMPILED_NAME, canonical_json(index).decode() + "\n")
+    plain = {"schema": index.schema, **msgspec.to_builtins(index)}
+    write_text(directory / COMPILED_NAME, canonical_json(plain).decode() + "\n")
 
 
 def _sorted(modules: set[HostModule]) -> tuple[HostModule, ...]:

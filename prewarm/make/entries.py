@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from prewarm.core.errors import TryAgainError
-from prewarm.core.files import host_errors
+from prewarm.core.files import host_errors, write_atomic
 
 _KEY = re.compile(r"[A-Z2-7]{52}")
 _TEMPORARY = "tmp.pid_"
+_GROUP = "__grp__"
+
+
+class _Group(msgspec.Struct):
+    """A group file: Triton writes it last, and reads what it names."""
+
+    child_paths: dict[str, str]
 
 
 @contextlib.contextmanager
@@ -43,7 +53,11 @@ def sole_writer(cache_dir: Path) -> Iterator[None]:
 
 
 def sweep(cache_dir: Path) -> None:
-    """Remove what an interrupted Triton left in `cache_dir`: entries without an end, drafts."""
+    """Leave only whole entries in `cache_dir`, which Triton finds by themselves.
+
+    Removes drafts and entries that an interrupt cut short. The paths in a group file of an
+    entry that was copied or moved here are set to where it is.
+    """
     with host_errors(f"clean the cache directory {cache_dir}"):
         for entry in sorted(cache_dir.iterdir()):
             if _KEY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
@@ -52,7 +66,9 @@ def sweep(cache_dir: Path) -> None:
 
 def _sweep_entry(entry: Path) -> None:
     names = os.listdir(entry)
-    if not any(_ends_an_entry(name) for name in names):
+    groups = [entry / name for name in names if name.startswith(_GROUP)]
+    complete = groups or any(name.endswith((".so", ".autotune.json")) for name in names)
+    if not complete or not all(_is_rooted(group) for group in groups):
         shutil.rmtree(entry)
         return
     for name in names:
@@ -60,6 +76,15 @@ def _sweep_entry(entry: Path) -> None:
             shutil.rmtree(entry / name)
 
 
-def _ends_an_entry(name: str) -> bool:
-    """Whether Triton writes the file `name` last, or alone."""
-    return name.startswith("__grp__") or name.endswith((".so", ".autotune.json"))
+def _is_rooted(group: Path) -> bool:
+    """Whether all files that `group` names lie beside it; its paths then say so."""
+    try:
+        paths = msgspec.json.decode(group.read_bytes(), type=_Group).child_paths
+    except msgspec.MsgspecError:
+        return False
+    rooted = {name: str(group.parent / name) for name in paths}
+    if not all(os.path.isfile(path) for path in rooted.values()):
+        return False
+    if rooted != paths:
+        write_atomic(group, json.dumps({"child_paths": rooted}).encode())
+    return True

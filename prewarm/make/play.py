@@ -1,4 +1,4 @@
-"""What the process that plays the target does; import it there only, its environment settled."""
+"""What the process that plays the target does; import it there only, with the stage set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_error
-from prewarm.core.manifest import Launch, Manifest
-from prewarm.core.target import Target, target_named
+from prewarm.core.manifest import Launch
+from prewarm.core.target import target_named
+from prewarm.device import toolchain, triton_seam
 from prewarm.device.libcuda import load_stub
+from prewarm.make.host_modules import build_host_module
 from prewarm.make.message import Answer, Cached, Compiled, Failed, Job, Message, Ready, Refusal
 from prewarm.make.pool import run_forked
+from prewarm.make.ptxas import choose_ptxas
 
 _SERVING = "vllm.v1.worker.gpu_model_runner"
 """What the serving process has imported before its first launch: it may choose a ptxas."""
@@ -27,11 +30,8 @@ def compile_launches(job: Job) -> Iterator[Message]:
     Raises InputError when this toolchain or a kernel's source is not the planned one,
     HostError when this machine cannot compile or write.
     """
-    target = _play(job.manifest)
-    from prewarm.device import toolchain, triton_seam  # noqa: PLC0415
-    from prewarm.make.host_modules import build_host_module  # noqa: PLC0415
-    from prewarm.make.ptxas import choose_ptxas  # noqa: PLC0415
-
+    target = target_named(job.manifest.deployment.target)
+    triton_seam.activate_virtual_driver(target)
     choose_ptxas(job.manifest.toolchain.ptxas, target.arch)
     here = toolchain.read_toolchain(target, job.manifest.toolchain.environment)
     if differences := job.manifest.toolchain.differences(here):
@@ -51,18 +51,7 @@ def compile_launches(job: Job) -> Iterator[Message]:
             return
 
 
-def _play(manifest: Manifest) -> Target:
-    """Make driver library, torch and Triton answer for the manifest's target, and return it."""
-    target = target_named(manifest.deployment.target)
-    load_stub()
-    importlib.import_module("prewarm.device.virtual_torch").install(target)
-    importlib.import_module("prewarm.device.triton_seam").activate_virtual_driver(target)
-    return target
-
-
 def _check_sources(launches: Sequence[Launch]) -> None:
-    from prewarm.device import triton_seam  # noqa: PLC0415
-
     planned = {launch.kernel: launch.source for launch in launches}
     changed = [
         name
@@ -82,14 +71,10 @@ def _longest_first(launches: Sequence[Launch]) -> list[Launch]:
 
 
 def _effort(launch: Launch) -> int:
-    from prewarm.device import triton_seam  # noqa: PLC0415
-
     return triton_seam.source_length(triton_seam.kernel_named(launch.kernel))
 
 
 def _compile(launch: Launch) -> Compiled | Cached | Failed | Refusal:
-    from prewarm.device import triton_seam  # noqa: PLC0415
-
     began = time.monotonic()
     try:
         entry = triton_seam.compile_launch(launch)
@@ -129,10 +114,9 @@ def look_up_launches(job: Job) -> Iterator[Message]:
 
     Nothing is compiled or written, and no variable is taken from the manifest.
     """
-    target = _play(job.manifest)
+    target = target_named(job.manifest.deployment.target)
+    triton_seam.activate_virtual_driver(target)
     importlib.import_module(_SERVING)
-    from prewarm.device import toolchain, triton_seam  # noqa: PLC0415
-
     toolchain.let_serving_choose_ptxas(job.manifest.toolchain.ptxas, target)
     triton_seam.look_only(load_stub())
     yield Ready(toolchain=toolchain.read_toolchain(target))
@@ -142,8 +126,6 @@ def look_up_launches(job: Job) -> Iterator[Message]:
 
 
 def _answer(launch: Launch) -> Answer:
-    from prewarm.device import triton_seam  # noqa: PLC0415
-
     try:
         key = triton_seam.cache_key_of(launch)
     except PrewarmError as error:

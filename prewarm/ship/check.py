@@ -18,7 +18,7 @@ from prewarm.core.cache import (
 )
 from prewarm.core.digest import digest_of
 from prewarm.core.document import parse_json
-from prewarm.core.errors import InputError
+from prewarm.core.errors import InputError, IntegrityError
 from prewarm.core.files import relative_path
 from prewarm.ship.entry import key_of, parse_group, placeholder
 from prewarm.ship.finding import (
@@ -54,10 +54,16 @@ def read_index(data: bytes | None) -> CacheManifest:
     if rewritten != data:
         raise UnsoundError(_finding(INDEX, CACHE_MANIFEST, digest_of(rewritten), digest_of(data)))
     for file in manifest.files:
-        relative_path(file.path, CACHE_MANIFEST)
-        if not file.path.startswith(tuple(f"{room}/" for room in ROOMS)):
+        if not _belongs(file.path):
             raise UnsoundError(_finding(UNSAFE, file.path, "a path of a cache tree", "another"))
     return manifest
+
+
+def _belongs(path: str) -> bool:
+    try:
+        return relative_path(path, CACHE_MANIFEST).parts[0] in ROOMS
+    except IntegrityError:
+        return False
 
 
 def check_files(manifest: CacheManifest, files: Mapping[str, bytes]) -> Iterator[Finding]:
@@ -81,15 +87,17 @@ def check_names(manifest: CacheManifest, names: Iterable[str]) -> Iterator[Findi
 
 def check_root(files: Mapping[str, bytes], manifest: CacheManifest, root: str) -> Iterator[Finding]:
     """Yield a finding for each directory other than `root` that group files point to."""
-    seen = set()
-    for listed in manifest.files:
-        if listed.relocatable and listed.path in files:
-            group = parse_group(files[listed.path], key_of(listed.path))
-            if group is not None and group.root != root and group.root not in seen:
-                seen.add(group.root)
-                where = root.rpartition("/")[0]
-                fix = f"prewarm install SOURCE --into DIR, or pack again with --mount-path {where}"
-                yield _finding(MOUNT_PATH, "paths in group files", root, group.root, fix)
+    groups = (
+        parse_group(files[listed.path], key_of(listed.path))
+        for listed in manifest.files
+        if listed.relocatable and listed.path in files
+    )
+    for found in sorted({group.root for group in groups if group is not None} - {root}):
+        # By another name it may still be the same directory.
+        if os.path.realpath(found) != os.path.realpath(root) or not os.path.isabs(found):
+            where = root.rpartition("/")[0]
+            fix = f"prewarm install SOURCE --into DIR, or pack again with --mount-path {where}"
+            yield _finding(MOUNT_PATH, "paths in group files", root, found, fix)
 
 
 def _digested(listed: CachedFile, data: bytes) -> str:

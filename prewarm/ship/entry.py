@@ -31,7 +31,7 @@ class Group(Record, kw_only=True):
 def is_group(path: str) -> bool:
     """Return whether the file at `path` of a cache tree is the group of an entry."""
     parts = PurePosixPath(path).parts
-    return len(parts) == 3 and parts[0] == ENTRIES and parts[2].startswith(GROUP_PREFIX)  # noqa: PLR2004
+    return len(parts) == 3 and parts[0] == ENTRIES and parts[2].startswith(GROUP_PREFIX)
 
 
 def key_of(path: str) -> str:
@@ -50,7 +50,7 @@ def key_of_hash(digest: str) -> str | None:
 def render_group(key: str, group: Group) -> bytes:
     """Return the group file of the entry `key`, the same bytes for equal groups."""
     paths = {name: f"{group.root}/{key}/{name}" for name in sorted(group.names)}
-    # Escaped to ASCII: Triton opens the file with the encoding of the serving process's locale.
+    # Escaped to ASCII, as Triton does it: it opens the file in the locale of the process.
     return json.dumps({"child_paths": paths}).encode("ascii")
 
 

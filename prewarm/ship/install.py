@@ -137,7 +137,7 @@ def _serves(directory: Path, version: str, identity: str) -> bool:
     All of it is read again: after a power cut, files may be shorter than their receipt says.
     """
     receipt = read_receipt(directory / VERSIONS / version)
-    if receipt is None or receipt.identity != identity:
+    if receipt is None or (receipt.identity, receipt.root) != (identity, f"{directory}/{LINK}"):
         return False
     return all(finding.code == UNKNOWN for finding in verify_directory(directory))
 

@@ -161,7 +161,7 @@ def _refusal(error: HfHubHTTPError, name: str, revision: str | None) -> PrewarmE
 def _refusal_by_status(status: int, name: str) -> PrewarmError:
     if status in (401, 403):
         return InputError(f"the hub does not let this machine read {name} ({status})", _LOG_IN)
-    if status in (408, 429) or status >= 500:  # noqa: PLR2004 (HTTP's own numbers)
+    if status in (408, 429) or status >= 500:
         return TryAgainError(f"the hub answered {status} for {name}", _WITHOUT_NETWORK)
     return InputError(f"the hub refused {name} ({status})")
 

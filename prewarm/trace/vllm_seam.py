@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -169,6 +170,16 @@ def _fake_process_group(world_size: int) -> None:
         return real(ranks, backend="fake")
 
     dist.new_group = new_group  # type: ignore[assignment]
+    from vllm.distributed import parallel_state
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    parallel_state._node_count = lambda *_: 1
+    @contextlib.contextmanager
+    def graph_capture(group: Any, context: Any = None) -> Any:
+        yield context or parallel_state.GraphCaptureContext(torch.cuda.Stream())
+
+    MessageQueue.create_from_process_group = lambda *_, **__: None
+    parallel_state.GroupCoordinator.graph_capture = graph_capture
 
 
 def engine_core(config: Any) -> Any:
@@ -273,6 +284,10 @@ class Accepted:
 
     pattern: tuple[int, ...] = ()
 
+    def next(self, turn: int) -> int:
+        """Return how many draft tokens are accepted in the `turn`-th decision."""
+        return self.pattern[turn % len(self.pattern)] if self.pattern else 0
+
 
 ACCEPTED = Accepted()
 
@@ -350,7 +365,6 @@ def _communicator_class() -> type[Any]:
 
 
 def _worker_class() -> type[Any]:
-    from vllm.distributed import parallel_state
     from vllm.v1.worker.gpu_worker import Worker
     from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -358,7 +372,6 @@ def _worker_class() -> type[Any]:
         """vLLM's GPU worker on a GPU that is not there."""
 
         def init_device(self) -> None:
-            parallel_state._node_count = lambda *_: 1
             _fake_process_group(self.parallel_config.world_size_across_dp)
             _agree_with_peers()
             super().init_device()
@@ -395,8 +408,6 @@ def _distinct(layers: Sequence[Any]) -> list[Any]:
 
 def _replace_compute(runner: Any) -> None:
     """Leave of the model's computation what its GDN layers do, and of that the Triton launches."""
-    from vllm.v1.outputs import SamplerOutput
-
     layers = gdn_layers(runner.vllm_config)
     if not layers:
         architecture = runner.model_config.architecture
@@ -419,14 +430,47 @@ def _replace_compute(runner: Any) -> None:
     def compute_logits(hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.empty(hidden_states.shape[0], vocabulary, dtype=runner.dtype)
 
-    def sample(logits: torch.Tensor, spec_decode_metadata: Any) -> Any:
-        runner.input_batch.update_async_output_token_ids()
-        tokens = torch.zeros(runner.input_batch.num_reqs, 1, dtype=torch.int32)
-        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
-
     model.forward = forward
     model.compute_logits = compute_logits
-    runner._sample = sample
+    runner._sample = _sampler(runner)
+    drafter = getattr(runner, "drafter", None)
+    if drafter is not None:
+        drafter.dummy_run = lambda *_, **__: None
+        runner.propose_draft_token_ids = _drafter(runner)
+
+
+def _sampler(runner: Any) -> Any:
+    """Return a sampler that accepts as many draft tokens as the workload says."""
+    from vllm.v1.outputs import SamplerOutput
+
+    turn = itertools.count()
+
+    def sample(logits: torch.Tensor, spec_decode_metadata: Any) -> Any:
+        runner.input_batch.update_async_output_token_ids()
+        requests = runner.input_batch.num_reqs
+        if spec_decode_metadata is None:
+            tokens = torch.zeros(requests, 1, dtype=torch.int32)
+        else:
+            tokens = torch.full((requests, runner.num_spec_tokens + 1), -1, dtype=torch.int32)
+            for row, drafted in zip(tokens, spec_decode_metadata.num_draft_tokens):
+                row[: min(drafted, ACCEPTED.next(next(turn))) + 1] = 0
+        return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
+
+    return sample
+
+
+def _drafter(runner: Any) -> Any:
+    """Return a drafter that always proposes token 0."""
+
+    def propose(_: Any, sampled_token_ids: Any, *__: Any) -> torch.Tensor:
+        requests = runner.input_batch.num_reqs
+        if isinstance(sampled_token_ids, torch.Tensor):
+            counts = (sampled_token_ids[:requests] >= 0).sum(dim=1, dtype=torch.int32)
+            first = torch.zeros(requests, dtype=torch.int32)
+            runner._copy_valid_sampled_token_count(first, counts)
+        return torch.zeros(requests, runner.num_spec_tokens, dtype=torch.int32)
+
+    return propose
 
 
 def _call_layer(layer: Any, hidden_states: torch.Tensor, positions: Any) -> None:

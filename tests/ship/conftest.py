@@ -94,7 +94,7 @@ def manifest_of(tools: Toolchain) -> Manifest:
         "o": Argument(type="*fp32"),
         "n": Argument(type="i32"),
     }
-    fixed = {**arguments, "B": Argument(type="constexpr", value=64)}
+    fixed = {**arguments, "block": Argument(type="constexpr", value=64)}
     return Manifest(
         deployment=Deployment(
             model=Model(name="a/model", revision="0" * 40, config=digest_of(b"config")),
@@ -112,12 +112,15 @@ def manifest_of(tools: Toolchain) -> Manifest:
                 source=digest_of(b"add"),
                 tuned_by=("n",),
                 candidates=tuple(
-                    Candidate(constexprs={"B": block}, num_warps=4, num_stages=3)
+                    Candidate(constexprs={"block": block}, num_warps=4, num_stages=3)
                     for block in (64, 128, 256)
                 ),
                 specializations=(
                     Specialization(
-                        arguments={**arguments, "B": Argument(type="constexpr", by_candidate=True)},
+                        arguments={
+                            **arguments,
+                            "block": Argument(type="constexpr", by_candidate=True),
+                        },
                         tuning_key={"n": 1},
                         candidates=(0, 1, 2),
                         via=("prefill",),
@@ -152,7 +155,7 @@ def compiled_of(manifest: Manifest, entries: list[dict]) -> Compiled:
             CompiledLaunch(
                 launch=launch.digest,
                 kernel=launch.kernel,
-                key=keys[launch.kernel.partition(":")[2], launch.arguments["B"].value],
+                key=keys[launch.kernel.partition(":")[2], launch.arguments["block"].value],
             )
             for launch in manifest.launches()
         ),
@@ -189,7 +192,7 @@ def cache(compiled_once, tmp_path) -> Cache:
 @pytest.fixture
 def tuned(cache) -> Cache:
     """The same with the autotune record that its one tuning key needs."""
-    config = {"kwargs": {"B": 128}, "num_warps": 4, "num_ctas": 1, "num_stages": 3}
+    config = {"kwargs": {"block": 128}, "num_warps": 4, "num_ctas": 1, "num_stages": 3}
     record = cache.directory / RECORD_KEY / "add.autotune.json"
     record.parent.mkdir()
     record.write_text(json.dumps({"key": [1], "configs_timings": [[config, 0.01]]}))
@@ -202,6 +205,11 @@ def packed(cache, tmp_path) -> tuple[Path, Packed]:
     """An image of the cache, in a layout."""
     out = tmp_path / "image"
     return out, pack(cache.manifest, cache.directory, out)
+
+
+@pytest.fixture(autouse=True)
+def _prewarm_in_subprocesses(root, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(root))
 
 
 @pytest.fixture

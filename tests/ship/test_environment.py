@@ -45,7 +45,9 @@ def test_another_ptxas_is_named_again(cache):
 
 def test_a_shell_reads_it_back():
     text = render_environment((Variable(name="AWKWARD", value=AWKWARD, why=""),), "shell")
-    found = subprocess.run(["sh", "-c", f'{text}printf %s "$AWKWARD"'], capture_output=True)
+    found = subprocess.run(
+        ["sh", "-c", f'{text}printf %s "$AWKWARD"'], capture_output=True, check=True
+    )
     assert found.stdout.decode() == AWKWARD
 
 

@@ -30,7 +30,7 @@ def test_they_come_in_one_order_and_once():
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_has_a_section_with_cause_and_fix(code, root):
     text = (root / "docs" / "findings.md").read_text()
-    section = re.search(rf"^## {code}: (.+?)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    section = re.search(rf"^## {code}: (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None
     assert section[1] == CODES[code]
     assert "**Cause.**" in section[2]

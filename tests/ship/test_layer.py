@@ -1,5 +1,6 @@
 """The tar of a cache tree, there and back."""
 
+import contextlib
 import gzip
 import io
 import subprocess
@@ -192,7 +193,5 @@ def test_any_bytes_are_read_or_refused(data):
 def test_a_tar_with_any_one_byte_altered_is_read_or_refused(at, change):
     tar = bytearray(tar_of({"a/b": b"x" * 10}, 0))
     tar[at] ^= change
-    try:
+    with contextlib.suppress(UnsoundError):
         assert set(files_of(bytes(tar))) == {"a/b"}
-    except UnsoundError as error:
-        assert error.exit_code == 7

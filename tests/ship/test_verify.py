@@ -36,7 +36,7 @@ def found(path, **keywords):
 
 
 def any_file(into, pattern):
-    path = sorted((into / "triton").glob(pattern))[0]
+    path = min((into / "triton").glob(pattern))
     return path, f"{ENTRIES}/{path.parent.name}/{path.name}"
 
 
@@ -173,6 +173,11 @@ def test_p205_a_directory_that_was_moved(into, tmp_path):
     (finding,) = verify_directory(tmp_path / "moved")
     assert finding.code == "P205"
     assert (finding.expected, finding.found) == (f"{tmp_path}/moved/triton", f"{into}/triton")
+
+
+def test_another_name_of_the_same_directory_is_no_other_directory(into, tmp_path):
+    (tmp_path / "alias").symlink_to(into)
+    assert verify_directory(tmp_path / "alias") == ()
 
 
 def test_p205_a_tree_that_was_made_for_no_place(packed, tmp_path):

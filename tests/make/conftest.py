@@ -1,0 +1,42 @@
+"""A manifest recorded on a virtual GPU, and the cache compiled from it, once a session."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prewarm.core.manifest import Manifest
+from prewarm.core.manifest_yaml import read_manifest
+from prewarm.make.compile import compile_manifest
+
+RECORDER = Path(__file__).with_name("record_sample.py")
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """Return a function from a target's name to a manifest of five of vLLM's own launches."""
+
+    @functools.cache
+    def record(target: str) -> Manifest:
+        out = tmp_path_factory.mktemp("sample") / f"{target}.yaml"
+        subprocess.run(
+            [sys.executable, RECORDER, target, out], check=True, capture_output=True, timeout=300
+        )
+        return read_manifest(out)
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def compiled(sample, tmp_path_factory):
+    """Return a function from a target's name to a compiled cache directory; not to be changed."""
+
+    @functools.cache
+    def compile_(target: str) -> Path:
+        directory = tmp_path_factory.mktemp("compiled") / "cäche of a pod"
+        list(compile_manifest(sample(target), directory, jobs=2))
+        return directory
+
+    return compile_

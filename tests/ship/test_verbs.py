@@ -1,0 +1,151 @@
+"""pack, show, install and verify as a user runs them, on a real cache."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from prewarm.cli import main
+from prewarm.core.manifest_yaml import write_manifest
+from prewarm.ship.pack import pack
+
+
+@pytest.fixture
+def planned(cache, tmp_path):
+    """The manifest of the cache, as a file."""
+    path = tmp_path / "plan.yaml"
+    write_manifest(path, cache.manifest)
+    return path
+
+
+@pytest.fixture
+def image(cache, tmp_path):
+    out = tmp_path / "image"
+    pack(cache.manifest, cache.directory, out)
+    return out
+
+
+def test_from_a_cache_to_an_installed_directory(cache, planned, tmp_path, capsys):
+    image, into = tmp_path / "image", tmp_path / "into"
+    argv = ["pack", str(planned), "--cache-dir", str(cache.directory), "-o", str(image)]
+
+    assert main(argv) == 0
+    packed = capsys.readouterr()
+    index = json.loads((image / "index.json").read_bytes())
+    assert packed.out == index["manifests"][0]["digest"] + "\n"
+    assert "packed 4 launches into" in packed.err
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifest_digest"] == packed.out.strip()
+
+    assert main(["install", str(image), "--into", str(into)]) == 0
+    installed = capsys.readouterr()
+    assert installed.out == f"{into}/triton\n"
+    assert installed.err.startswith("installed: 4 launches, sha256:")
+    assert main(["install", str(image), "--into", str(into)]) == 0
+    assert capsys.readouterr().err.startswith("already installed: 4 launches")
+
+    assert main(["verify", str(into)]) == 0
+    assert capsys.readouterr() == (
+        "sound\n",
+        "checked: integrity; not checked: whether Triton asks for these keys here\n",
+    )
+    assert main(["verify", str(image), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"findings": []}
+
+
+def test_print_env_adds_the_lines_in_the_form_asked_for(image, tmp_path, capsys):
+    into = tmp_path / "into"
+    argv = ["install", str(image), "--into", str(into), "-q", "--print-env"]
+
+    assert main(argv) == 0
+    assert capsys.readouterr() == (
+        f'{into}/triton\nENV TRITON_CACHE_DIR="{into}/triton"\nENV TRITON_CACHE_AUTOTUNING="1"\n',
+        "",
+    )
+    assert main([*argv, "--env-format", "shell"]) == 0
+    assert f"export TRITON_CACHE_DIR={into}/triton\n" in capsys.readouterr().out
+    assert main([*argv, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["installed"]["state"] == "already installed"
+    assert shown["environment"][0]["name"] == "TRITON_CACHE_DIR"
+
+
+def test_an_altered_file_is_a_finding_with_what_mends_it(image, tmp_path, capsys):
+    into = tmp_path / "into"
+    main(["install", str(image), "--into", str(into), "-q"])
+    cubin = next(into.glob("versions/*/io.triton.cache/*/*.cubin"))
+    cubin.write_bytes(b"other")
+    capsys.readouterr()
+
+    assert main(["verify", str(into)]) == 1
+    first, fix = capsys.readouterr().out.splitlines()
+    assert first.startswith("P103 altered file: io.triton.cache/")
+    assert fix.startswith("  fix: prewarm install ")
+    assert main(["verify", str(into), "--json"]) == 1
+    assert [f["code"] for f in json.loads(capsys.readouterr().out)["findings"]] == ["P103"]
+
+
+def test_an_altered_image_is_refused_with_7(image, tmp_path, capsys):
+    blob = max((image / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+
+    assert main(["install", str(image), "--into", str(tmp_path / "into")]) == 7
+    assert capsys.readouterr().err.startswith("prewarm: error: P103 altered file: ")
+    assert not (tmp_path / "into").exists()
+
+
+@pytest.mark.parametrize("what", ["image", "installed"])
+def test_an_image_and_an_installed_directory_are_shown(what, image, tmp_path, capsys):
+    path = image
+    if what == "installed":
+        path = tmp_path / "into"
+        main(["install", str(image), "--into", str(path), "-q"])
+        capsys.readouterr()
+
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "serve arguments   a/model -tp 1\n" in shown
+    assert "architecture      sm_100\n" in shown
+    assert shown.splitlines()[-2:] == ["add            3", "scale          1"]
+    assert main(["show", str(path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["launches"]) == 4
+
+
+def test_pack_of_something_not_compiled_is_2_and_names_the_command(planned, tmp_path, capsys):
+    argv = ["pack", str(planned), "--cache-dir", str(tmp_path / "none"), "-o", str(tmp_path / "x")]
+
+    assert main(argv) == 2
+    assert "hint: prewarm compile MANIFEST --cache-dir" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_another_installs_is_130(image, tmp_path):
+    into = tmp_path / "into"
+    main(["install", str(image), "--into", str(into), "-q"])
+    with (into / ".prewarm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "prewarm", "install", str(image), "--into", str(into)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until_it_waits(waiting.pid)
+        waiting.send_signal(signal.SIGINT)
+        out, err = waiting.communicate()
+
+    assert (waiting.returncode, out, err) == (130, "", "prewarm: error: interrupted\n")
+
+
+def until_it_waits(pid):
+    """Return when the process waits for a lock, as the kernel's table of locks says."""
+    while True:
+        with open("/proc/locks", encoding="ascii") as locks:
+            if any("->" in line and f" {pid} " in line for line in locks):
+                return
+        time.sleep(0.01)
