@@ -13,12 +13,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 JOBS ?= 2
 
-ENV := $(shell PYTHON='$(PYTHON)' scripts/env.sh path)
+ENV := $(shell XDG_CACHE_HOME='$(XDG_CACHE_HOME)' PYTHON='$(PYTHON)' scripts/env.sh path)
 ifeq ($(ENV),)
 $(error there is no environment to name)
 endif
 RUN := PYTHONPATH='$(CURDIR)' '$(ENV)/bin/python'
-PREWARM := $(RUN) -m prewarm
 
 EXAMPLE_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel --gdn-prefill-backend triton
 EXAMPLE_OUT := out/qwen3.5-397b-b200
@@ -34,7 +33,7 @@ $(ENV)/prewarm-env-is-complete: constraints.txt
 	@PYTHON='$(PYTHON)' scripts/env.sh make
 
 example: env
-	@PREWARM="$(PREWARM)" scripts/example.sh $(EXAMPLE_OUT) $(EXAMPLE_ARGS)
+	@PYTHONPATH='$(CURDIR)' PYTHON='$(ENV)/bin/python' scripts/example.sh $(EXAMPLE_OUT) $(EXAMPLE_ARGS)
 
 test: env
 	@$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)

@@ -146,7 +146,7 @@ def read_layout(layout: Path) -> StoredImage:
     layer = manifest.layers[0]
     tar = decompress(read_blob(layout, layer, MAX_SIZE), layer.media_type, int(size))
     if config.rootfs.diff_ids != (digest_of(tar),):
-        raise _unsound(ALTERED, layer.digest, str(config.rootfs.diff_ids), digest_of(tar))
+        raise _unsound(ALTERED, layer.digest, " ".join(config.rootfs.diff_ids), digest_of(tar))
     return StoredImage(digest=descriptor.digest, manifest=manifest, config=config, tar=tar)
 
 

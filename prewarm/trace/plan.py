@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,15 +118,26 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
+_RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")
+
+
 def _died(code: int, log: IO[bytes]) -> Exception:
-    log.seek(0)
-    tail = log.read().decode("utf-8", "replace").strip().splitlines()[-30:]
     if code == -signal.SIGKILL:
         return errors.HostError(
             "the tracing process was killed, most likely for want of memory",
             "give it 6 GiB of memory",
         )
-    return RuntimeError(f"the tracing process ended with {code}:\n" + "\n".join(tail))
+    log.seek(0)
+    said = log.read().decode("utf-8", "replace")
+    raised = [f"{name}: {what}" for name, what in _RAISED.findall(said)]
+    operator = re.search(r"Could not run '([^']+)' with arguments from the 'CPU' backend", said)
+    if operator:
+        return errors.UnsupportedError(
+            f"this deployment calls {operator[1]}, which needs the GPU, before its GDN layers"
+        )
+    error = RuntimeError(raised[-1] if raised else f"the tracing process ended with {code}")
+    error.add_note(said[-8000:])
+    return error
 
 
 def failure_of(error: PrewarmError) -> Failure:

@@ -12,6 +12,8 @@ import dataclasses
 import inspect
 import io
 import itertools
+import sys
+import types
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -190,10 +192,22 @@ def engine_core(config: Any) -> Any:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
 
+    if not config.model_config.is_hybrid:
+        raise _no_gdn_layers(config)
+    if config.use_v2_model_runner:
+        raise UnsupportedError(
+            "vLLM would serve this with its second model runner, which prewarm cannot trace yet",
+            "VLLM_USE_V2_MODEL_RUNNER=0, here and in serving",
+        )
     try:
         return EngineCore(config, Executor.get_class(config), log_stats=False)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+def _no_gdn_layers(config: Any) -> UnsupportedError:
+    architecture = config.model_config.architecture
+    return UnsupportedError(f"{architecture} has no gated delta net (GDN) layers to prewarm")
 
 
 def worker_of(core: Any) -> Any:
@@ -380,6 +394,10 @@ def _worker_class() -> type[Any]:
             super().load_model(load_dummy_weights=load_dummy_weights)
             _replace_compute(self.model_runner)
 
+        def initialize_from_config(self, kv_cache_config: Any) -> None:
+            super().initialize_from_config(kv_cache_config)
+            _leave_out_other_attention(self.model_runner)
+
         def determine_available_memory(self) -> int:
             return int(self.requested_memory)
 
@@ -397,6 +415,33 @@ def gdn_layers(vllm_config: Any) -> list[Any]:
     return [layer for layer in layers if isinstance(layer, GatedDeltaNetAttention)]
 
 
+def _leave_out_other_attention(runner: Any) -> None:
+    """Build metadata for GDN layers only: that of other attention runs operators of the GPU."""
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadataBuilder
+
+    for group in itertools.chain.from_iterable(runner.attn_groups):
+        for builder in group.metadata_builders:
+            if not isinstance(builder, GDNAttentionMetadataBuilder):
+                for name in ("build", "build_for_cudagraph_capture", "build_for_drafting"):
+                    setattr(builder, name, lambda *_, **__: None)
+
+
+def _flashinfer_shapes() -> None:
+    """Let FlashInfer's GDN prefill return memory of its results' shapes, compiling nothing."""
+
+    def chunk_gated_delta_rule(
+        q: Any, k: Any, v: torch.Tensor, *_: Any, initial_state: torch.Tensor, **keywords: Any
+    ) -> Any:
+        output = torch.empty_like(v)
+        if keywords.get("output_final_state"):
+            return output, torch.empty_like(initial_state)
+        return output
+
+    module = types.ModuleType("flashinfer.gdn_prefill")
+    module.chunk_gated_delta_rule = chunk_gated_delta_rule  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+
+
 def _distinct(layers: Sequence[Any]) -> list[Any]:
     """Return one layer of each geometry."""
     by_geometry = {
@@ -410,8 +455,12 @@ def _replace_compute(runner: Any) -> None:
     """Leave of the model's computation what its GDN layers do, and of that the Triton launches."""
     layers = gdn_layers(runner.vllm_config)
     if not layers:
-        architecture = runner.model_config.architecture
-        raise UnsupportedError(f"{architecture} has no gated delta net (GDN) layers to prewarm")
+        raise _no_gdn_layers(runner.vllm_config)
+    if any(getattr(layer, "gdn_prefill_backend", "") == "cutedsl" for layer in layers):
+        raise UnsupportedError(
+            "--gdn-prefill-backend cutedsl cannot be traced", "--gdn-prefill-backend triton"
+        )
+    _flashinfer_shapes()
     distinct = _distinct(layers)
     for layer in distinct:
         _replace_arithmetic(layer)

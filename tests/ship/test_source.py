@@ -17,7 +17,7 @@ from prewarm.ship.layout import read_layout
 from prewarm.ship.source import open_source
 
 
-def with_layer(out, tar, labels=None):
+def with_layer(out, tar, labels=None, diff_id=None):
     """Put another layer into the layout `out`, with every digest on the way made right."""
 
     def put(data):
@@ -26,7 +26,7 @@ def with_layer(out, tar, labels=None):
 
     image = read_layout(out)
     config = json.loads(canonical_json(image.config))
-    config["rootfs"]["diff_ids"] = [digest_of(tar)]
+    config["rootfs"]["diff_ids"] = [diff_id or digest_of(tar)]
     config["config"]["Labels"] |= {"dev.prewarm.layer-size": str(len(tar))} | (labels or {})
     manifest = json.loads(canonical_json(image.manifest))
     manifest["layers"][0] |= put(compress(tar))
@@ -48,6 +48,12 @@ def test_a_layer_remade_with_the_same_files_is_sound(packed):
     files = open_source(out).files
     with_layer(out, tar_of(files, 12345))
     assert open_source(out).identity == made.identity
+
+
+def test_a_layer_with_another_diff_id_than_its_own_is_refused(packed):
+    out, made = packed
+    with_layer(out, tar_of(open_source(out).files, 12345), diff_id=made.diff_id)
+    assert refused(out, "P103").expected == made.diff_id
 
 
 def test_a_missing_index_is_refused(packed):
