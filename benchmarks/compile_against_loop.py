@@ -2,7 +2,8 @@
 
 Both compile every launch and its host modules into an empty directory with the same code; the
 loop is one process, one launch after the other. Printed: wall time, the share of the cores that
-was busy (user + system over wall times cores), and the same for the part after the imports.
+was busy (user + system over wall times cores), and the share of the time after the first launch in
+which the workers had a launch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import read_manifest
 from prewarm.make.compile import compile_manifest
+from prewarm.make.message import Compiled
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,19 @@ class Run:
     launches: int
     wall: float
     cpu: float
-    imports: float
-    """Wall time until the first launch was done: imports, and that launch."""
+    first: float
+    """Wall time until the first launch was done: one process imports, then all compile."""
+    working: float
+    """Seconds that launches took in their processes, together."""
 
     def row(self) -> str:
         """Return the run as a line of the table."""
         busy = self.cpu / (self.wall * self.jobs)
+        after = self.working / ((self.wall - self.first) * self.jobs)
         return (
             f"-j {self.jobs}  {self.launches:4d} launches  wall {self.wall:6.1f} s"
-            f"  first after {self.imports:4.1f} s  cpu {self.cpu:6.1f} s  cores busy {busy:4.0%}"
+            f"  first after {self.first:4.1f} s  cpu {self.cpu:6.1f} s  cores busy {busy:4.0%}"
+            f"  workers at work after the first {min(after, 1):4.0%}"
         )
 
 
@@ -43,13 +49,15 @@ def measure(manifest: Manifest, jobs: int) -> Run:
     """Return what a compile of `manifest` into an empty directory took."""
     with tempfile.TemporaryDirectory(prefix="prewarm-bench-") as directory:
         before, began = _cpu(), time.monotonic()
-        first = 0.0
-        launches = 0
-        for _ in compile_manifest(manifest, Path(directory), jobs):
-            first = first or time.monotonic() - began
+        first, working, launches = 0.0, 0.0, 0
+        for outcome in compile_manifest(manifest, Path(directory), jobs):
             launches += 1
+            if not first:
+                first = time.monotonic() - began
+            elif isinstance(outcome, Compiled):
+                working += outcome.seconds
         wall = time.monotonic() - began
-        return Run(jobs, launches, wall, _cpu() - before, first)
+        return Run(jobs, launches, wall, _cpu() - before, first, working)
 
 
 def _cpu() -> float:

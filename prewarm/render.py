@@ -13,7 +13,7 @@ from prewarm.core.cache import CacheManifest
 from prewarm.core.manifest import Kernel, Manifest, launches_of
 from prewarm.core.manifest_diff import Change
 from prewarm.core.target import Target
-from prewarm.ship.finding import Finding
+from prewarm.core.finding import Finding
 
 _KIB = 1024
 

@@ -630,6 +630,16 @@ def ptxas_of_text(text: str, chosen_by: str) -> Ptxas:
     )
 
 
+def ptxas_path(arch: int) -> str:
+    """Return the path of the assembler that Triton runs for `arch`."""
+    return str(nvidia_compiler.get_ptxas(arch).path)
+
+
+def reads_autotune_records() -> bool:
+    """Return whether autotuners that are made in this process read their records."""
+    return bool(knobs.autotuning.cache)
+
+
 def resolved_ptxas(arch: int) -> Ptxas:
     """Return the assembler whose version text enters this process's keys for `arch`.
 

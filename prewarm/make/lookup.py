@@ -8,7 +8,7 @@ from pathlib import Path
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
-from prewarm.make.message import Answer, Job, Ready
+from prewarm.make.message import Answer, Job, Ready, Surroundings
 from prewarm.make.parent import run_job
 
 
@@ -17,6 +17,7 @@ class LookUp(Record, kw_only=True):
 
     toolchain: Toolchain
     """As a serving process here resolves it."""
+    surroundings: Surroundings
     answers: tuple[Answer, ...]
 
     @property
@@ -36,5 +37,6 @@ def look_up(manifest: Manifest, cache_dir: Path) -> LookUp:
     job = Job(verb="look_up", manifest=manifest, cache_dir=os.path.abspath(cache_dir))
     messages = tuple(run_job(job))
     ready = next(message for message in messages if isinstance(message, Ready))
+    around = next(message for message in messages if isinstance(message, Surroundings))
     answers = tuple(message for message in messages if isinstance(message, Answer))
-    return LookUp(toolchain=ready.toolchain, answers=answers)
+    return LookUp(toolchain=ready.toolchain, surroundings=around, answers=answers)

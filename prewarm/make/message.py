@@ -29,6 +29,19 @@ class Ready(Record, kw_only=True, tag="ready"):
     toolchain: Toolchain
 
 
+class Surroundings(Record, kw_only=True, tag="surroundings"):
+    """What else decides hits in a process that is set up as serving is."""
+
+    sources: dict[str, str | None]
+    """Kernel to digest of its source key; None where it cannot be imported."""
+    reads_records: bool
+    """Whether Triton's autotuner reads its records."""
+    ptxas: str
+    """Path of the ptxas that Triton resolves."""
+    planned_ptxas: str | None
+    """Path of one here that says what the planned one said."""
+
+
 class Compiled(Record, kw_only=True, tag="compiled"):
     """A launch that was compiled now."""
 
@@ -93,7 +106,7 @@ class Refusal(Record, kw_only=True, tag="refusal"):
 
 
 Outcome = Compiled | Cached | Failed
-Message = Ready | Compiled | Cached | Failed | Answer | Refusal
+Message = Ready | Surroundings | Compiled | Cached | Failed | Answer | Refusal
 
 encode = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

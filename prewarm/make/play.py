@@ -10,13 +10,23 @@ from collections.abc import Iterator, Sequence
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_error
 from prewarm.core.manifest import Launch
-from prewarm.core.target import target_named
+from prewarm.core.target import Target, target_named
 from prewarm.device import toolchain, triton_seam
 from prewarm.device.libcuda import load_stub
 from prewarm.make.host_modules import build_host_module
-from prewarm.make.message import Answer, Cached, Compiled, Failed, Job, Message, Ready, Refusal
+from prewarm.make.message import (
+    Answer,
+    Cached,
+    Compiled,
+    Failed,
+    Job,
+    Message,
+    Ready,
+    Refusal,
+    Surroundings,
+)
 from prewarm.make.pool import run_forked
-from prewarm.make.ptxas import choose_ptxas
+from prewarm.make.ptxas import choose_ptxas, path_of
 
 _SERVING = "vllm.v1.worker.gpu_model_runner"
 """What the serving process has imported before its first launch: it may choose a ptxas."""
@@ -120,9 +130,26 @@ def look_up_launches(job: Job) -> Iterator[Message]:
     toolchain.let_serving_choose_ptxas(job.manifest.toolchain.ptxas, target)
     triton_seam.look_only(load_stub())
     yield Ready(toolchain=toolchain.read_toolchain(target))
+    yield _surroundings(job, target)
     for launch in job.manifest.launches():
         if not launch.unbound:
             yield _answer(launch)
+
+
+def _surroundings(job: Job, target: Target) -> Surroundings:
+    return Surroundings(
+        sources={kernel.name: _source_here(kernel.name) for kernel in job.manifest.kernels},
+        reads_records=triton_seam.reads_autotune_records(),
+        ptxas=triton_seam.ptxas_path(target.arch),
+        planned_ptxas=path_of(job.manifest.toolchain.ptxas, target.arch),
+    )
+
+
+def _source_here(kernel: str) -> str | None:
+    try:
+        return triton_seam.source_digest(triton_seam.kernel_named(kernel))
+    except PrewarmError:
+        return None
 
 
 def _answer(launch: Launch) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 import torch
 
@@ -20,10 +21,9 @@ def choose_ptxas(wanted: Ptxas, arch: int) -> Ptxas:
     here when none is the wanted one.
     """
     found = _found(arch)
-    for path, ptxas in found.items():
-        if ptxas.text == wanted.text:
-            os.environ[triton_seam.ptxas_variable(arch)] = path
-            return triton_seam.resolved_ptxas(arch)
+    if path := _path_of(wanted, found):
+        os.environ[triton_seam.ptxas_variable(arch)] = path
+        return triton_seam.resolved_ptxas(arch)
     rows = "\n".join(f"  {ptxas.version}  {path}" for path, ptxas in found.items())
     variable = triton_seam.ptxas_variable(arch)
     raise InputError(
@@ -31,6 +31,15 @@ def choose_ptxas(wanted: Ptxas, arch: int) -> Ptxas:
         f" here are only\n{rows}",
         f"put that ptxas on PATH, name it in {variable}, or plan again here",
     )
+
+
+def path_of(wanted: Ptxas, arch: int) -> str | None:
+    """Return the path of an assembler here that says what `wanted` said, None where none does."""
+    return _path_of(wanted, _found(arch))
+
+
+def _path_of(wanted: Ptxas, found: Mapping[str, Ptxas]) -> str | None:
+    return next((path for path, ptxas in found.items() if ptxas.text == wanted.text), None)
 
 
 def _found(arch: int) -> dict[str, Ptxas]:

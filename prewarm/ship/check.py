@@ -21,7 +21,7 @@ from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError, IntegrityError
 from prewarm.core.files import relative_path
 from prewarm.ship.entry import key_of, parse_group, placeholder
-from prewarm.ship.finding import (
+from prewarm.core.finding import (
     ALTERED,
     INDEX,
     MISSING,

@@ -6,7 +6,7 @@ import platform
 import sys
 
 from prewarm.core.toolchain import Toolchain
-from prewarm.ship.finding import HOST, Finding
+from prewarm.core.finding import HOST, Finding
 
 
 def check_host(toolchain: Toolchain) -> tuple[Finding, ...]:

@@ -18,7 +18,7 @@ import zstandard
 
 from prewarm.core.errors import InputError, IntegrityError
 from prewarm.core.files import relative_path
-from prewarm.ship.finding import ALTERED, UNSAFE, Finding, UnsoundError
+from prewarm.core.finding import ALTERED, UNSAFE, Finding, UnsoundError
 
 MAX_SIZE = 1 << 30
 """Bytes that a layer may have when decompressed, whatever it says of itself."""

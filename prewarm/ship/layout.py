@@ -18,7 +18,7 @@ from prewarm.core.digest import DIGEST, canonical_json, digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors, write_atomic
 from prewarm.core.record import Record
-from prewarm.ship.finding import ALTERED, INDEX, MISSING, UNSAFE, Finding, UnsoundError
+from prewarm.core.finding import ALTERED, INDEX, MISSING, UNSAFE, Finding, UnsoundError
 from prewarm.ship.image import (
     IDENTITY_LABEL,
     INDEX_TYPE,

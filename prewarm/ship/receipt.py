@@ -21,7 +21,7 @@ from prewarm.core.digest import canonical_json
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
 from prewarm.core.record import Record
-from prewarm.ship.finding import MISSING, UNSAFE, Finding, UnsoundError
+from prewarm.core.finding import MISSING, UNSAFE, Finding, UnsoundError
 
 LOCK = ".prewarm.lock"
 LINK = "triton"

@@ -21,7 +21,7 @@ from prewarm.ship.check import (
     read_index,
     scan,
 )
-from prewarm.ship.finding import IDENTITY, Finding, UnsoundError, in_order
+from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
 from prewarm.ship.layout import is_layout
 from prewarm.ship.receipt import (
     LINK,

@@ -151,7 +151,7 @@ def test_handles_of_a_compiled_kernel_are_there_without_a_gpu(kernels):
     assert kernel.n_max_threads == 1024
 
 
-def test_more_shared_memory_than_the_target_has_is_refused_as_on_the_target(kernels):
+def test_triton_is_told_the_properties_of_the_target(kernels):
     properties = driver.active.utils.get_device_properties(0)
     assert properties["max_shared_mem"] == target_named("h100").shared_memory_per_block
     assert properties["multiprocessor_count"] == 132

@@ -316,6 +316,7 @@ def test_an_interrupted_compile_leaves_no_process_and_whole_entries_and_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     if when == "Compiled":
         assert process.stdout.readline() == "Compiled\n"

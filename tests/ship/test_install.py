@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from prewarm.core.errors import HostError, InputError, IntegrityError, MismatchError
-from prewarm.ship.finding import UnsoundError
+from prewarm.core.finding import UnsoundError
 from prewarm.ship.install import install
 from prewarm.ship.pack import pack
 from prewarm.ship.source import open_source

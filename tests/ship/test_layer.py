@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prewarm.core.errors import InputError
-from prewarm.ship.finding import UnsoundError
+from prewarm.core.finding import UnsoundError
 from prewarm.ship.layer import (
     GZIP,
     PLAIN,

@@ -9,7 +9,7 @@ import pytest
 
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import HostError, InputError
-from prewarm.ship.finding import UnsoundError
+from prewarm.core.finding import UnsoundError
 from prewarm.ship.layout import read_layout
 from prewarm.ship.pack import pack
 

@@ -10,7 +10,7 @@ import pytest
 
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import InputError
-from prewarm.ship.finding import UnsoundError
+from prewarm.core.finding import UnsoundError
 from prewarm.ship.image import Descriptor
 from prewarm.ship.layer import compress, tar_of
 from prewarm.ship.layout import read_layout

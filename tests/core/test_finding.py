@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prewarm.ship.finding import ALTERED, CODES, MISSING, Finding, UnsoundError, in_order
+from prewarm.core.finding import ALTERED, CODES, MISSING, Finding, UnsoundError, in_order
 
 
 def finding(code=ALTERED, subject="a"):

@@ -1,7 +1,7 @@
 """Findings: what is not as it should be, with a code that `docs/findings.md` explains.
 
-P1xx are about integrity and raised here; P2xx are about fit. Of those only P205 and P207 can
-be told without Triton; the others come from the room that recomputes keys.
+P1xx are about integrity, P2xx about fit, P3xx about single launches. `ship` tells what can be
+told without Triton, `make` the rest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MOUNT_PATH = "P205"
 ENVIRONMENT = "P206"
 HOST = "P207"
 VLLM = "P208"
+MISS = "P301"
+NO_HOST_MODULE = "P302"
 
 CODES = {
     MISSING: "missing file",
@@ -38,9 +40,11 @@ CODES = {
     PTXAS: "built with another ptxas",
     KERNEL_SOURCE: "a kernel's source differs",
     MOUNT_PATH: "the files point to another directory",
-    ENVIRONMENT: "an environment variable that enters keys differs",
-    HOST: "built for another Python ABI or CPU architecture",
+    ENVIRONMENT: "the environment keeps Triton from the entries",
+    HOST: "built for another Python ABI, CPU architecture or C library",
     VLLM: "built with another vLLM",
+    MISS: "Triton does not find a launch",
+    NO_HOST_MODULE: "Triton does not find a host module",
 }
 
 
@@ -54,6 +58,8 @@ class Finding(Record, kw_only=True):
     found: str
     fix: str
     """The command or edit that mends it."""
+    note: bool = False
+    """Something to know that does no harm by itself, and is no reason to exit 1."""
 
     def __str__(self) -> str:
         """Return the finding in one line, without the fix."""
