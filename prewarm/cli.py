@@ -78,6 +78,10 @@ def _target(_: click.Context, __: click.Parameter, name: str) -> Target:
     return target_named(name)
 
 
+def _maybe_target(_: click.Context, __: click.Parameter, name: str | None) -> Target | None:
+    return None if name is None else target_named(name)
+
+
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     def add(command: F) -> F:
         for option in reversed(options):
@@ -252,21 +256,25 @@ def install(out: Output, /, source: Path, into: Path, on_mismatch: Any, **env: A
 
 @cli.command()
 @click.argument("source", type=_PATH)
+@click.option(
+    "--target",
+    callback=_maybe_target,
+    metavar="NAME",
+    help="GPU that will serve.  [default: the one that is visible here]",
+)
+@click.option("--integrity-only", is_flag=True, help="Do not ask Triton whether it will hit.")
 @_manners
 @click.pass_obj
-def verify(out: Output, source: Path) -> int:
-    """Say what is wrong with a cache; exit 1 if anything is.
+def verify(out: Output, /, source: Path, target: Target | None, *, integrity_only: bool) -> int:
+    """Say what is wrong with a cache, and whether it will hit here; exit 1 if anything is wrong.
 
     SOURCE is an image layout, the directory at which an image is mounted, or a directory that
-    was installed into.
+    was installed into. Run it in the image that will serve: the toolchain is compared, and
+    Triton's own lookup is asked for every launch. No GPU is needed.
     """
-    from prewarm.render import findings
-    from prewarm.ship.verify import verify_directory
+    from prewarm import verbs
 
-    found = verify_directory(source)
-    out.say("checked: integrity; not checked: whether Triton asks for these keys here")
-    out.product(findings(found) if found else "sound", {"findings": found})
-    return _FINDINGS if found else _DONE
+    return verbs.verify(out, source, target, fit=not integrity_only)
 
 
 @cli.command()

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prewarm.core.cache import CacheManifest
+from prewarm.core.finding import Finding
 from prewarm.core.manifest import Kernel, Manifest, launches_of
 from prewarm.core.manifest_diff import Change
 from prewarm.core.target import Target
-from prewarm.core.finding import Finding
 
 _KIB = 1024
 
@@ -164,4 +164,9 @@ def _change(change: Change) -> str:
 
 def findings(found: Sequence[Finding]) -> RenderableType:
     """Return findings, each with what mends it."""
-    return Text("\n".join(f"{finding}\n  fix: {finding.fix}" for finding in found))
+    return Text("\n".join(map(_finding, found)))
+
+
+def _finding(finding: Finding) -> str:
+    note = " (a note: no harm by itself)" if finding.note else ""
+    return f"{finding}{note}\n  fix: {finding.fix}"

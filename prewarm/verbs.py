@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prewarm.core.errors import InputError
+from prewarm.core.errors import HostError, InputError
+from prewarm.core.finding import MOUNT_PATH, UNKNOWN, Finding
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_diff import compare
 from prewarm.core.manifest_yaml import read_manifest, render_manifest
 from prewarm.core.target import Target
 from prewarm.output import Output
-from prewarm.render import changes, size
+from prewarm.render import changes, findings, size
 
 T = TypeVar("T")
 
@@ -80,6 +82,96 @@ def pack(
     out.say(f"the first start with it {packed.first_start}")
     out.product(packed.manifest_digest, packed)
     return 0
+
+
+def verify(out: Output, source: Path, target: Target | None, *, fit: bool) -> int:
+    """Write what is wrong with the cache at `source`; return 1 if anything is."""
+    from prewarm.ship.verify import verify_directory
+
+    found = verify_directory(source)
+    counted: dict[str, int] = {}
+    if fit:
+        try:
+            misfits, counted = _misfits(out, source, target, found)
+            found += misfits
+        except HostError as error:
+            if not found:
+                raise
+            out.say(f"checked: integrity; not checked: fit, because {error}")
+    else:
+        out.say("checked: integrity; not checked: fit")
+    plain = {"findings": found, **counted}
+    out.product(findings(found) if found else "sound", plain)
+    return int(any(not finding.note for finding in found))
+
+
+_HARMLESS = {UNKNOWN, MOUNT_PATH}
+"""Findings about integrity that leave the index, the plan and what is listed as they were."""
+
+
+def _misfits(
+    out: Output, source: Path, target: Target | None, unsound: tuple[Finding, ...]
+) -> tuple[tuple[Finding, ...], dict[str, int]]:
+    """Return what keeps Triton here from the cache at `source`, and how many launches it found.
+
+    A lookup loads the host modules of the cache, so it is left out where those are not what
+    was packed.
+    """
+    from prewarm.device.gpu import visible_gpus
+    from prewarm.make.fit import misfits, misplaced, missing_engines
+    from prewarm.make.lookup import look_up
+    from prewarm.ship.verify import held
+
+    if any(finding.code not in _HARMLESS for finding in unsound):
+        out.say("checked: integrity; not checked: fit, before that is mended")
+        return (), {}
+    cache = held(source)
+    gpus = () if target else visible_gpus()
+    found = misplaced(cache.manifest, target, gpus, cache.entries)
+    if missing := missing_engines():
+        out.say(
+            f"checked: integrity; not checked: whether Triton asks for these keys,"
+            f" because {', '.join(missing)} cannot be imported here"
+        )
+        return found, {}
+    out.say("looking every launch up as a vLLM worker would")
+    with _entries(source, cache.entries, unsound) as entries:
+        looked = look_up(cache.plan, entries or Path(os.devnull))
+    fits = misfits(cache.manifest, cache.plan, looked, looked_up=entries is not None)
+    launches = len(looked.answers)
+    hits = launches - len(looked.misses)
+    if entries is None:
+        out.say("checked: integrity, toolchain; not checked: single launches")
+        return (*fits, *found), {}
+    out.say(f"checked: integrity, toolchain, launches: {hits} of {launches} are hits")
+    if unbound := len(cache.manifest.unbound):
+        out.say(f"{unbound} more are unbound: the first start compiles them")
+    return (*fits, *found), {
+        "launches": launches,
+        "hits": hits,
+        "unbound": len(cache.manifest.unbound),
+    }
+
+
+@contextlib.contextmanager
+def _entries(
+    source: Path, entries: Path | None, unsound: tuple[Finding, ...]
+) -> Iterator[Path | None]:
+    """Yield the directory to look into: an image layout is installed for as long as that takes.
+
+    None where the files point to another directory: every launch would be a miss.
+    """
+    if any(finding.code == MOUNT_PATH for finding in unsound):
+        yield None
+    elif entries is not None:
+        yield entries
+    else:
+        from prewarm.ship.install import install
+
+        with tempfile.TemporaryDirectory(prefix="prewarm-") as scratch:
+            install(source, Path(scratch), on_mismatch="warn")
+            link = Path(scratch, "triton")
+            yield link if link.exists() else None
 
 
 def check(out: Output, file: Path, found: Manifest) -> int:

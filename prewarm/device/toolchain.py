@@ -40,16 +40,18 @@ def read_toolchain(target: Target, environment: Mapping[str, str] | None = None)
 
 
 def let_serving_choose_ptxas(planned: Ptxas, target: Target) -> None:
-    """Let whoever named a ptxas in the planned serving process name one here.
+    """Let whoever names a ptxas in a serving process name one here.
 
-    On Blackwell that is flashinfer, when it is imported; elsewhere Inductor, when it first
-    compiles. Call it before Triton's first key. A variable that is set already stays.
+    On Blackwell that is flashinfer, which vLLM's model runner imports wherever it is installed;
+    elsewhere Inductor, when it first compiles, if it did so in the `planned` process. Call it
+    before Triton's first key. A variable that is set already stays.
     """
     variable = triton_seam.ptxas_variable(target.arch)
-    if planned.chosen_by != variable or os.environ.get(variable):
+    if os.environ.get(variable):
         return
-    if variable == "TRITON_PTXAS_PATH":
+    if variable == "TRITON_PTXAS_BLACKWELL_PATH":
+        if find_spec("flashinfer"):
+            importlib.import_module("flashinfer")
+    elif planned.chosen_by == variable:
         inductor = importlib.import_module("torch._inductor.runtime.compile_tasks")
         inductor._set_triton_ptxas_path()
-    elif find_spec("flashinfer"):
-        importlib.import_module("flashinfer")

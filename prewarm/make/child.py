@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from prewarm.core.errors import PrewarmError
 from prewarm.core.target import target_named
 from prewarm.device.libcuda import load_stub
-from prewarm.make.addresses import settle_addresses
 from prewarm.make.message import Job, Message, Refusal, decode_job, encode
 from prewarm.make.pool import die_with_parent
 
@@ -35,7 +34,6 @@ def main() -> int:
     """Do the job on stdin and write its messages, a line each, to the given descriptor."""
     parent, descriptor = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
-    settle_addresses()
     job = decode_job(sys.stdin.buffer.read())
     with os.fdopen(descriptor, "wb", buffering=0) as stream:
         try:

@@ -75,7 +75,7 @@ def _sorted(modules: set[HostModule]) -> tuple[HostModule, ...]:
 
 def _error(failures: Sequence[Failed], launches: dict[str, Launch], count: int) -> CompileError:
     reports = [
-        f"{failure.kernel}\n  {_text(launches[failure.launch])}\n  {indented(failure.reason)}"
+        f"{failure.kernel}\n  {launch_text(launches[failure.launch])}\n  {indented(failure.reason)}"
         for failure in failures[:_SHOWN]
     ]
     if len(failures) > _SHOWN:
@@ -92,7 +92,8 @@ def indented(text: str) -> str:
     return text.replace("\n", "\n  ")
 
 
-def _text(launch: Launch) -> str:
+def launch_text(launch: Launch) -> str:
+    """Return the arguments and options of `launch` in one line."""
     arguments = ", ".join(
         f"{name}={argument.value}" if argument.type == "constexpr" else f"{name}: {argument.type}"
         for name, argument in launch.arguments.items()

@@ -83,6 +83,8 @@ class Answer(Record, kw_only=True, tag="answer"):
     hit: bool
     host_modules: tuple[HostModule, ...] = ()
     """Those that Triton found."""
+    missing: tuple[str, ...] = ()
+    """Names of those that it would build."""
     reason: str | None = None
     """Why a launch would still compile, or call a C compiler."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from prewarm.core.cache import (
     CACHE_MANIFEST,
     CACHE_SCHEMA,
+    ENTRIES,
     CachedFile,
     CacheManifest,
     cache_document,
@@ -20,7 +22,6 @@ from prewarm.core.digest import digest_of
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError, IntegrityError
 from prewarm.core.files import relative_path
-from prewarm.ship.entry import key_of, parse_group, placeholder
 from prewarm.core.finding import (
     ALTERED,
     INDEX,
@@ -31,10 +32,13 @@ from prewarm.core.finding import (
     Finding,
     UnsoundError,
 )
+from prewarm.ship.entry import key_of, parse_group, placeholder
 
 ROOMS = ("io.triton.cache", "io.triton.manifest", "prewarm")
 """The directories at the root of a cache tree."""
 
+_KEY = re.compile(r"[A-Z2-7]{52}")
+_REPLAN = "nothing to mend; to serve without that miss: prewarm plan --check MANIFEST -- SERVE ARGS"
 _REINSTALL = "prewarm install SOURCE --into DIR, from an image that `prewarm verify` calls sound"
 
 
@@ -77,12 +81,41 @@ def check_files(manifest: CacheManifest, files: Mapping[str, bytes]) -> Iterator
 
 
 def check_names(manifest: CacheManifest, names: Iterable[str]) -> Iterator[Finding]:
-    """Yield a finding for each name that `manifest` does not list."""
+    """Yield a finding for each name that `manifest` does not list, an entry counting once."""
     listed = {file.path for file in manifest.files} | {CACHE_MANIFEST}
+    shipped = {_entry_of(path) for path in listed}
+    strangers: dict[str, list[str]] = {}
     for name in names:
-        if name not in listed:
-            fix = "nothing to do where Triton compiled it at run time; else remove it"
+        entry = _entry_of(name)
+        if name not in listed and entry is not None and entry not in shipped:
+            strangers.setdefault(entry, []).append(PurePosixPath(name).name)
+        elif name not in listed:
+            fix = "remove it, after looking at what it is"
             yield _finding(UNKNOWN, name, "no such file", "a file that is not in the index", fix)
+    for entry, files in strangers.items():
+        found = f"{_made(files)}, most likely stored by Triton at run time: a miss"
+        yield _finding(UNKNOWN, entry, "only entries that were shipped", found, _REPLAN)
+
+
+def _entry_of(path: str) -> str | None:
+    """Return the directory of the entry that the file at `path` belongs to."""
+    parts = PurePosixPath(path).parts
+    is_entry = len(parts) == 3 and parts[0] == ENTRIES and _KEY.fullmatch(parts[1])
+    return f"{parts[0]}/{parts[1]}" if is_entry else None
+
+
+def _made(files: Iterable[str]) -> str:
+    """Return what Triton calls the thing whose entry has these files."""
+    kinds = {
+        ".cubin": "the kernel",
+        ".autotune.json": "an autotune record of",
+        ".so": "the host module",
+    }
+    for name in files:
+        for suffix, kind in kinds.items():
+            if name.endswith(suffix):
+                return f"{kind} {name.partition('.')[0]}"
+    return "an entry"
 
 
 def check_root(files: Mapping[str, bytes], manifest: CacheManifest, root: str) -> Iterator[Finding]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 
-from prewarm.core.toolchain import Toolchain
 from prewarm.core.finding import HOST, Finding
+from prewarm.core.toolchain import Toolchain
 
 
 def check_host(toolchain: Toolchain) -> tuple[Finding, ...]:

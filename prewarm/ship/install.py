@@ -19,9 +19,9 @@ from typing import Literal
 from prewarm.core.cache import ENTRIES
 from prewarm.core.errors import InputError, MismatchError
 from prewarm.core.files import host_errors, locked
+from prewarm.core.finding import UNKNOWN
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
-from prewarm.core.finding import UNKNOWN
 from prewarm.ship.host import check_host, decision
 from prewarm.ship.receipt import (
     LINK,

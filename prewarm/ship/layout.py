@@ -17,8 +17,8 @@ import msgspec
 from prewarm.core.digest import DIGEST, canonical_json, digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors, write_atomic
-from prewarm.core.record import Record
 from prewarm.core.finding import ALTERED, INDEX, MISSING, UNSAFE, Finding, UnsoundError
+from prewarm.core.record import Record
 from prewarm.ship.image import (
     IDENTITY_LABEL,
     INDEX_TYPE,

@@ -20,8 +20,8 @@ from prewarm.core.cache import ENTRIES
 from prewarm.core.digest import canonical_json
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
-from prewarm.core.record import Record
 from prewarm.core.finding import MISSING, UNSAFE, Finding, UnsoundError
+from prewarm.core.record import Record
 
 LOCK = ".prewarm.lock"
 LINK = "triton"

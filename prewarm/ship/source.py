@@ -8,9 +8,9 @@ from prewarm.core.cache import CACHE_MANIFEST, CacheManifest
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors
+from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
 from prewarm.core.record import Record
 from prewarm.ship.check import check_files, check_names, read_files, read_index, scan
-from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
 from prewarm.ship.layer import files_of
 from prewarm.ship.layout import is_layout, read_layout
 

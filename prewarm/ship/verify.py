@@ -9,10 +9,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, CacheManifest
+from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, PLAN, CacheManifest
 from prewarm.core.digest import digest_of
+from prewarm.core.document import read_text
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors
+from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
+from prewarm.core.manifest import Manifest
+from prewarm.core.manifest_yaml import parse_manifest
+from prewarm.core.record import Record
 from prewarm.ship.check import (
     check_files,
     check_names,
@@ -21,7 +26,6 @@ from prewarm.ship.check import (
     read_index,
     scan,
 )
-from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
 from prewarm.ship.layout import is_layout
 from prewarm.ship.receipt import (
     LINK,
@@ -66,6 +70,36 @@ def installed_manifest(path: Path) -> CacheManifest:
         tree = path / VERSIONS / version
     with host_errors(f"read {path}"):
         return read_index((tree / CACHE_MANIFEST).read_bytes())
+
+
+class Held(Record, kw_only=True):
+    """What a sound cache holds besides its entries, and where those are."""
+
+    manifest: CacheManifest
+    plan: Manifest
+    """The manifest that was compiled."""
+    entries: Path | None
+    """The directory that TRITON_CACHE_DIR must name; None for an image layout."""
+
+
+def held(path: Path) -> Held:
+    """Return what the cache at `path` holds; call it where `verify_directory` found it sound.
+
+    Raises InputError where there is no cache or its plan is not one, UnsoundError where the
+    index cannot be read.
+    """
+    path = _directory(path)
+    manifest = installed_manifest(path)
+    entries = None
+    if is_layout(path):
+        text = open_source(path).files[PLAN].decode("utf-8")
+    elif is_tree(path):
+        text = read_text(path / PLAN, "the plan")
+        entries = Path(os.path.abspath(path / ENTRIES))
+    else:
+        entries = Path(os.path.abspath(path / LINK))
+        text = read_text(entries.resolve().parent / PLAN, "the plan")
+    return Held(manifest=manifest, plan=parse_manifest(text, PLAN), entries=entries)
 
 
 def _directory(path: Path) -> Path:

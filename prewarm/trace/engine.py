@@ -16,14 +16,31 @@ MOST_STEPS = 400
 
 
 class Engine:
-    """One engine; launches go to the recorder."""
+    """One engine, started as `vllm serve` starts it; launches go to the recorder."""
 
-    def __init__(self, args: Namespace, model_directory: str, gpu_blocks: int | None) -> None:
-        config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
-        self.core = vllm_seam.engine_core(config)
-        self.config = self.core.vllm_config
-        self.steps = 0
+    def __init__(
+        self,
+        args: Namespace,
+        model_directory: str,
+        recorder: Recorder,
+        gpu_blocks: int | None = None,
+    ) -> None:
+        """Start the engine; `gpu_blocks` overrides the number that vLLM would find.
+
+        Raises InputError with vLLM's own reason, UnsupportedError without GDN layers.
+        """
+        self._recorder = recorder
         self._requests = 0
+        self.steps = 0
+        config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
+        with recorder.recording(), torch.inference_mode():
+            recorder.via = "start-up"
+            self.core = vllm_seam.engine_core(config)
+            self.config = self.core.vllm_config
+            worker = vllm_seam.worker_of(self.core)
+            vllm_seam.warm_up(worker)
+            recorder.via = "graph capture"
+            vllm_seam.capture(worker)
 
     @property
     def gpu_blocks(self) -> int:
@@ -49,25 +66,15 @@ class Engine:
             draft_tokens=speculation.num_speculative_tokens if speculation else 0,
         )
 
-    def start_up(self, recorder: Recorder) -> None:
-        """Record what vLLM launches between loading the model and serving."""
-        worker = vllm_seam.worker_of(self.core)
-        with recorder.recording(), torch.inference_mode():
-            recorder.via = "start-up"
-            vllm_seam.profile(worker)
-            vllm_seam.warm_up(worker)
-            recorder.via = "graph capture"
-            vllm_seam.capture(worker)
-
-    def drive(self, workload: Workload, recorder: Recorder) -> None:
+    def drive(self, workload: Workload) -> None:
         """Run `workload` through the scheduler until its last request ends."""
-        recorder.via = workload.kind
+        self._recorder.via = workload.kind
         vllm_seam.PEERS.tokens = workload.peers_tokens
         vllm_seam.PEERS.cudagraph_mode = 0 if workload.peers_eager else None
         vllm_seam.ACCEPTED.pattern = workload.accepted
         waiting = sorted(workload.arrivals, key=lambda arrival: arrival.step)
         known: list[str] = []
-        with recorder.recording():
+        with self._recorder.recording():
             for step in range(MOST_STEPS):
                 while waiting and waiting[0].step <= step:
                     known.append(self._add(waiting.pop(0)))

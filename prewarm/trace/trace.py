@@ -30,9 +30,8 @@ def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> 
     args = vllm_seam.parse_serve_args(request.serve_args)
     source = resolve_model(args.model, args.revision)
     progress("starting vLLM's engine")
-    engine = Engine(args, source.directory, None)
     recorder = Recorder()
-    engine.start_up(recorder)
+    engine = Engine(args, source.directory, recorder)
     toolchain = read_toolchain(request.target)
     boundary = list(boundary_workloads(engine.limits))
     needed = _drive(engine, recorder, boundary, progress)
@@ -76,7 +75,7 @@ def _drive(
     needed = []
     for workload in workloads:
         before = len(recorder.found)
-        engine.drive(workload, recorder)
+        engine.drive(workload)
         progress(f"{workload.kind}: {len(recorder.found)} launches")
         if len(recorder.found) > before:
             needed.append(workload)
@@ -110,11 +109,10 @@ def _another(gpu_blocks: int) -> int:
 def _again(
     args: Namespace, source: ModelSource, gpu_blocks: int, needed: Iterable[Workload]
 ) -> tuple[Kernel, ...]:
-    engine = Engine(args, source.directory, gpu_blocks)
     recorder = Recorder()
-    engine.start_up(recorder)
+    engine = Engine(args, source.directory, recorder, gpu_blocks)
     for workload in needed:
-        engine.drive(workload, recorder)
+        engine.drive(workload)
     return kernels_of(recorder.found.values())
 
 

@@ -215,11 +215,6 @@ def worker_of(core: Any) -> Any:
     return core.model_executor.driver_worker.worker
 
 
-def profile(worker: Any) -> None:
-    """Run the largest step as vLLM does to measure its memory."""
-    worker.model_runner._dummy_run(worker.model_runner.max_num_tokens, is_profile=True)
-
-
 def warm_up(worker: Any) -> None:
     """Run vLLM's own warm-up of GDN and block-table kernels, where this release has one."""
     from vllm.model_executor.warmup.qwen_triton_warmup import qwen_triton_warmup
@@ -379,6 +374,7 @@ def _communicator_class() -> type[Any]:
 
 
 def _worker_class() -> type[Any]:
+    from vllm.config import CUDAGraphMode
     from vllm.v1.worker.gpu_worker import Worker
     from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -394,12 +390,14 @@ def _worker_class() -> type[Any]:
             super().load_model(load_dummy_weights=load_dummy_weights)
             _replace_compute(self.model_runner)
 
-        def initialize_from_config(self, kv_cache_config: Any) -> None:
-            super().initialize_from_config(kv_cache_config)
-            _leave_out_other_attention(self.model_runner)
-
+        @torch.inference_mode()
         def determine_available_memory(self) -> int:
-            return int(self.requested_memory)
+            runner = self.model_runner
+            runner._dummy_run(runner.max_num_tokens, is_profile=True)
+            graphs = self.vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+            if graphs and not self.cache_config.kv_cache_memory_bytes:
+                runner.profile_cudagraph_memory()
+            return int(self.cache_config.kv_cache_memory_bytes or self.requested_memory)
 
         def compile_or_warm_up_model(self) -> Any:
             return CompilationTimes(language_model=0.0, encoder=0.0)
@@ -479,6 +477,13 @@ def _replace_compute(runner: Any) -> None:
     def compute_logits(hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.empty(hidden_states.shape[0], vocabulary, dtype=runner.dtype)
 
+    lay_out = runner.initialize_kv_cache
+
+    def initialize_kv_cache(*args: Any, **keywords: Any) -> None:
+        lay_out(*args, **keywords)
+        _leave_out_other_attention(runner)
+
+    runner.initialize_kv_cache = initialize_kv_cache
     model.forward = forward
     model.compute_logits = compute_logits
     runner._sample = _sampler(runner)

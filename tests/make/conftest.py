@@ -1,6 +1,7 @@
 """A manifest recorded on a virtual GPU, and the cache compiled from it, once a session."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,16 @@ from prewarm.core.manifest_yaml import read_manifest
 from prewarm.make.compile import compile_manifest
 
 RECORDER = Path(__file__).with_name("record_sample.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ptxas_on_path():
+    """Leave Triton its own ptxas: flashinfer would name one of CUDA 13 that is on PATH."""
+    before = os.environ["PATH"]
+    kept = [each for each in before.split(os.pathsep) if not Path(each, "ptxas").exists()]
+    os.environ["PATH"] = os.pathsep.join(kept)
+    yield
+    os.environ["PATH"] = before
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, cache_document
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError
-from prewarm.ship.check import read_index
 from prewarm.core.finding import UnsoundError
+from prewarm.ship.check import read_index
 from prewarm.ship.install import install
 from prewarm.ship.layout import read_layout
 from prewarm.ship.source import open_source

@@ -1,0 +1,270 @@
+"""Verify: will Triton, in the image that this runs in, ask for the keys of a cache, and find them?
+
+The half of `prewarm verify` that is about fit. Keys are not compared with a table of what should
+matter: a process set up as a vLLM worker on the target says what it resolves (`look_up`), and
+Triton's own lookup has the last word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from prewarm.core.cache import CacheManifest
+from prewarm.core.finding import (
+    ENVIRONMENT,
+    HOST,
+    KERNEL_SOURCE,
+    MISS,
+    NO_HOST_MODULE,
+    PTXAS,
+    TARGET,
+    TRITON_KEY,
+    VLLM,
+    Finding,
+    in_order,
+)
+from prewarm.core.manifest import Manifest
+from prewarm.core.target import Target
+from prewarm.core.toolchain import Toolchain
+from prewarm.device.gpu import Gpu
+from prewarm.make.compile import launch_text
+from prewarm.make.lookup import LookUp
+
+ENGINES = ("torch", "triton", "vllm")
+
+_UNSET = "(unset)"
+_REBUILD = "build the cache in the image that will serve: prewarm build --target {} -- SERVE ARGS"
+_BYPASSES = (
+    "TRITON_ALWAYS_COMPILE",
+    "TRITON_CACHE_MANAGER",
+    "TRITON_INTERPRET",
+    "TRITON_REMOTE_CACHE_BACKEND",
+)
+"""Variables with which Triton never looks into its directory."""
+_OFF = ("", "0", "false", "off", "no", "n", "f")
+"""How Triton reads a switch that is off."""
+
+
+def missing_engines() -> tuple[str, ...]:
+    """Return those of torch, Triton and vLLM that this Python cannot import."""
+
+    def is_there(name: str) -> bool:
+        try:
+            return find_spec(name) is not None
+        except ImportError:
+            return False
+
+    return tuple(name for name in ENGINES if not is_there(name))
+
+
+def misplaced(
+    cached: CacheManifest, target: Target | None, gpus: tuple[Gpu, ...], entries: Path | None
+) -> tuple[Finding, ...]:
+    """Return what can be told without Triton: the GPU, and where this environment looks.
+
+    `target` is the one that will serve, else the visible `gpus` are; `entries` is the
+    directory that TRITON_CACHE_DIR must name, None for an image that is not unpacked.
+    """
+    found = [*_target(cached, target, gpus)]
+    if entries is not None:
+        found += _directory(entries)
+    found += [
+        _environment(name, _UNSET, os.environ[name])
+        for name in _BYPASSES
+        if os.environ.get(name, "").lower() not in _OFF
+    ]
+    return in_order(found)
+
+
+def misfits(
+    cached: CacheManifest, plan: Manifest, found: LookUp, *, looked_up: bool = True
+) -> tuple[Finding, ...]:
+    """Return why a serving process here asks for other keys than `cached` has; ptxas first.
+
+    `found` is what `look_up` returns for `plan`, the manifest that was compiled, and the
+    directory of the cache. Where nothing that every key depends on differs, each launch
+    that Triton did not find is told as well, if it was `looked_up` in the cache at all.
+    """
+    built, here = cached.toolchain, found.toolchain
+    first = _ptxas(cached, found)
+    keys = (*_triton(cached, here), *_key_environment(built, here))
+    sources = _sources(cached, found)
+    host = _host(built, here)
+    others = [*keys, *sources, *host, *_records(cached, found), *_vllm(built, here, sources)]
+    if looked_up and not first and not keys:
+        others += _launches(plan, found, {finding.subject for finding in sources}, bool(host))
+    return (*first, *in_order(others))
+
+
+def _target(
+    cached: CacheManifest, target: Target | None, gpus: tuple[Gpu, ...]
+) -> Iterator[Finding]:
+    asked = (
+        [Gpu(name=target.device_name, arch=target.arch)]
+        if target is not None
+        else dict.fromkeys(gpus)
+    )
+    for gpu in asked:
+        if gpu.arch != cached.target_arch:
+            yield Finding(
+                code=TARGET,
+                subject="GPU",
+                expected=f"sm_{cached.target_arch} ({cached.deployment.target})",
+                found=f"sm_{gpu.arch} ({gpu.name})",
+                fix="prewarm build --target TARGET -- SERVE ARGS, for this GPU;"
+                " `prewarm show targets` lists them",
+            )
+
+
+def _directory(entries: Path) -> Iterator[Finding]:
+    named = os.environ.get("TRITON_CACHE_DIR")
+    if named and os.path.realpath(named) != os.path.realpath(entries):
+        yield _environment("TRITON_CACHE_DIR", str(entries), named)
+
+
+def _ptxas(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
+    built, here = cached.toolchain.ptxas, found.toolchain.ptxas
+    if built.text == here.text:
+        return ()
+    path, variable = found.surroundings.planned_ptxas, _ptxas_variable(cached.target_arch)
+    fix = f"{variable}={path} in the environment that serves, or " if path else ""
+    finding = Finding(
+        code=PTXAS,
+        subject="ptxas",
+        expected=f"{built.version} (chosen by {built.chosen_by})",
+        found=f"{here.version} (chosen by {here.chosen_by}: {found.surroundings.ptxas})",
+        fix=fix + _REBUILD.format(cached.deployment.target),
+    )
+    return (finding,)
+
+
+def _ptxas_variable(arch: int) -> str:
+    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"
+
+
+def _triton(cached: CacheManifest, here: Toolchain) -> Iterator[Finding]:
+    built = cached.toolchain
+    if built.triton_key != here.triton_key:
+        yield Finding(
+            code=TRITON_KEY,
+            subject="Triton's key of itself",
+            expected=f"{built.triton_key} (Triton {built.triton})",
+            found=f"{here.triton_key} (Triton {here.triton})",
+            fix=_REBUILD.format(cached.deployment.target),
+        )
+
+
+def _key_environment(built: Toolchain, here: Toolchain) -> tuple[Finding, ...]:
+    names = built.key_environment.keys() | here.key_environment.keys()
+    pairs = (
+        (name, built.key_environment.get(name, _UNSET), here.key_environment.get(name, _UNSET))
+        for name in names
+    )
+    return tuple(_environment(name, then, now) for name, then, now in pairs if then != now)
+
+
+def _environment(name: str, expected: str, found: str) -> Finding:
+    fix = f"unset {name}" if expected == _UNSET else f"export {name}={expected}"
+    return Finding(
+        code=ENVIRONMENT,
+        subject=name,
+        expected=expected,
+        found=found,
+        fix=f"{fix}; `prewarm install SOURCE --into DIR --print-env` prints what serving needs",
+    )
+
+
+def _records(cached: CacheManifest, found: LookUp) -> Iterator[Finding]:
+    if cached.autotune_records and not found.surroundings.reads_records:
+        now = os.environ.get("TRITON_CACHE_AUTOTUNING", _UNSET)
+        yield _environment("TRITON_CACHE_AUTOTUNING", "1", now)
+
+
+def _sources(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
+    here = found.surroundings.sources
+    return tuple(
+        Finding(
+            code=KERNEL_SOURCE,
+            subject=kernel,
+            expected=source,
+            found=here.get(kernel) or "no such kernel",
+            fix=_REBUILD.format(cached.deployment.target),
+        )
+        for kernel, source in cached.sources.items()
+        if here.get(kernel) != source
+    )
+
+
+def _host(built: Toolchain, here: Toolchain) -> tuple[Finding, ...]:
+    rows = [
+        ("Python ABI", built.python_abi, here.python_abi, built.python_abi == here.python_abi),
+        ("CPU architecture", built.machine, here.machine, built.machine == here.machine),
+        ("C library", f"{built.libc} or newer", here.libc, _is_new_enough(built.libc, here.libc)),
+    ]
+    return tuple(
+        Finding(
+            code=HOST,
+            subject=subject,
+            expected=expected,
+            found=found or "unknown",
+            fix="build the cache in the image that will serve, or in one with an older C library",
+        )
+        for subject, expected, found, fits in rows
+        if not fits
+    )
+
+
+def _is_new_enough(built: str, here: str) -> bool:
+    (name, then), (name_here, now) = _library(built), _library(here)
+    return name == name_here and now >= then
+
+
+def _library(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, version = text.partition(" ")
+    return name, tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _vllm(built: Toolchain, here: Toolchain, sources: tuple[Finding, ...]) -> Iterator[Finding]:
+    if built.vllm != here.vllm:
+        same = "with the same kernels" if not sources else "with other kernels"
+        yield Finding(
+            code=VLLM,
+            subject="vLLM",
+            expected=built.vllm,
+            found=f"{here.vllm}, {same}",
+            fix="prewarm plan --check MANIFEST -- SERVE ARGS, in the image that will serve",
+            note=not sources,
+        )
+
+
+def _launches(
+    plan: Manifest, found: LookUp, changed: set[str], other_host: bool
+) -> Iterator[Finding]:
+    launches = {launch.digest: launch for launch in plan.launches()}
+    modules: Counter[str] = Counter()
+    for answer in found.answers:
+        if answer.kernel in changed:
+            continue
+        if not answer.hit:
+            yield Finding(
+                code=MISS,
+                subject=answer.kernel,
+                expected=f"an entry for {launch_text(launches[answer.launch])}",
+                found=f"{answer.key}: {answer.reason}" if answer.key else str(answer.reason),
+                fix="prewarm compile and prewarm pack again, from the manifest that is deployed",
+            )
+        elif not other_host:
+            modules.update(answer.missing)
+    for module, count in modules.items():
+        yield Finding(
+            code=NO_HOST_MODULE,
+            subject=module,
+            expected="an extension module that loads here",
+            found=f"none for {count} launches: a C compiler would be called",
+            fix="prewarm compile and prewarm pack again, in the image that will serve",
+        )
