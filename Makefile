@@ -50,7 +50,7 @@ soak: env
 	@$(RUN) -m pytest -m soak $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 bench: env
-	@$(RUN) scripts/bench.py $(EXAMPLE_ARGS)
+	@$(RUN) benchmarks/each_verb.py $(EXAMPLE_ARGS)
 
 clean:
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from prewarm.core.digest import digest_of
+from prewarm.core.files import locked
 from prewarm.core.manifest import (
     Argument,
     Candidate,
@@ -18,7 +22,10 @@ from prewarm.core.manifest import (
     Specialization,
     Trace,
 )
+from prewarm.core.manifest_yaml import write_manifest
+from prewarm.core.target import target_named
 from prewarm.core.toolchain import Ptxas, Toolchain
+from prewarm.trace.plan import plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,3 +107,24 @@ def changed_manifest(manifest: Manifest) -> Manifest:
     """Return the manifest of another tensor parallelism."""
     deployment = msgspec.structs.replace(manifest.deployment, serve_args=("a/model", "-tp", "8"))
     return msgspec.structs.replace(manifest, deployment=deployment, geometry={"heads": 8})
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function from target and serve arguments to the manifest's file, traced once.
+
+    A trace takes most of a minute, so the test processes of one run share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def plan_once(target: str, *serve_args: str, closure: int = 0) -> Path:
+        key = hashlib.sha256(repr((target, serve_args, closure)).encode()).hexdigest()[:16]
+        out = shared / f"plan-{key}.yaml"
+        with locked(shared / f"plan-{key}.lock"):
+            if not out.exists():
+                found = plan(serve_args, target_named(target), closure=closure)
+                write_manifest(out, found)
+        return out
+
+    return plan_once

@@ -17,8 +17,10 @@ _SONAME = "libfixedheap.so"
 def settle_heaps() -> None:
     """Give every program that this process starts from here on a heap at fixed addresses.
 
-    Raises HostError without a C compiler.
+    It holds while this process lives. Raises HostError without a C compiler.
     """
     library = shared_library("fixed_heap.c", _SONAME, "the fixed heap", "-fno-builtin")
-    names = [str(library), *filter(None, [os.environ.get("LD_PRELOAD")])]
+    # By descriptor: the loader takes a space in a path for the end of it.
+    handle = os.open(library, os.O_RDONLY | os.O_CLOEXEC)
+    names = [f"/proc/{os.getpid()}/fd/{handle}", *filter(None, [os.environ.get("LD_PRELOAD")])]
     os.environ["LD_PRELOAD"] = os.pathsep.join(names)

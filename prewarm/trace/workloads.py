@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
+
+import msgspec
 
 from prewarm.core.record import Record
 
@@ -58,29 +61,41 @@ class Limits(Record, kw_only=True):
 
 def boundary_workloads(limits: Limits) -> Iterator[Workload]:
     """Yield the workloads at the edges: 1, 15–17, chunk ± 1, the token budget, graph sizes ± 1."""
-    longest = min(limits.tokens, limits.model_length - 2)
+    edges = (_prefills, _chunked, _decodes, _mixed, _prefixes, _speculative)
+    for workload in itertools.chain.from_iterable(edge(limits) for edge in edges):
+        yield _servable(workload, limits)
+
+
+def _servable(workload: Workload, limits: Limits) -> Workload:
+    """Return `workload` with every request cut to the length of the model."""
+
+    def cut(arrival: Arrival) -> Arrival:
+        output = min(arrival.output, limits.model_length - 1)
+        prompt = min(arrival.prompt, limits.model_length - output)
+        prefix = min(arrival.prefix, prompt)
+        return msgspec.structs.replace(arrival, prompt=prompt, output=output, prefix=prefix)
+
+    return msgspec.structs.replace(workload, arrivals=tuple(map(cut, workload.arrivals)))
+
+
+def _prefills(limits: Limits) -> Iterator[Workload]:
+    longest = limits.tokens
     for prompt in _inside(_edges(longest), longest):
         yield Workload(kind="prefill", arrivals=(Arrival(prompt=prompt),))
     for count in _inside((2, 3, 15, 16, 17), min(limits.sequences, longest // 2)):
         yield Workload(kind="prefill", arrivals=_each(count, 2 if count > 3 else CHUNK + 1))
-    yield Workload(
-        kind="prefill", arrivals=tuple(Arrival(prompt=n) for n in _fitting((5, 70, 200, 64), longest))
-    )
-    if limits.model_length > limits.tokens + CHUNK + 2:
-        for extra in (1, 2, CHUNK, CHUNK + 1):
-            yield Workload(
-                kind="chunked prefill", arrivals=(Arrival(prompt=limits.tokens + extra),)
-            )
-        yield Workload(
-            kind="chunked prefill",
-            arrivals=(Arrival(prompt=limits.tokens + 100), Arrival(prompt=20)),
-        )
-    yield from _decodes(limits)
-    yield from _mixed(limits, longest)
-    if limits.prefix_caching:
-        yield from _prefixes(limits)
-    if limits.draft_tokens:
-        yield from _speculative(limits)
+    several = _fitting((5, 70, 200, 64), longest)
+    yield Workload(kind="prefill", arrivals=tuple(Arrival(prompt=n) for n in several))
+
+
+def _chunked(limits: Limits) -> Iterator[Workload]:
+    if limits.model_length <= limits.tokens + CHUNK + 2:
+        return
+    for extra in (1, 2, CHUNK, CHUNK + 1):
+        longer = Arrival(prompt=limits.tokens + extra)
+        yield Workload(kind="chunked prefill", arrivals=(longer,))
+    two = (Arrival(prompt=limits.tokens + 100), Arrival(prompt=20))
+    yield Workload(kind="chunked prefill", arrivals=two)
 
 
 def _edges(longest: int) -> tuple[int, ...]:
@@ -115,24 +130,27 @@ def _decodes(limits: Limits) -> Iterator[Workload]:
             )
 
 
-def _mixed(limits: Limits, longest: int) -> Iterator[Workload]:
+def _mixed(limits: Limits) -> Iterator[Workload]:
     for decodes in _inside((1, 2, 15, 16, 17), limits.sequences - 1):
-        for prompt in _inside((2, 16, 17, CHUNK + 1), longest - decodes):
+        for prompt in _inside((2, 16, 17, CHUNK + 1), limits.tokens - decodes):
             late = Arrival(step=2, prompt=prompt)
             yield Workload(kind="mixed", arrivals=(*_each(decodes, 1, 6), late))
 
 
 def _prefixes(limits: Limits) -> Iterator[Workload]:
+    if not limits.prefix_caching:
+        return
     for shared in (limits.block, 2 * limits.block):
         for rest in (1, 2, 17, CHUNK + 1):
-            if shared + rest + 2 < limits.model_length:
-                first = Arrival(prompt=shared + rest, prefix=shared)
-                later = Arrival(step=8, prompt=shared + rest + 1, prefix=shared)
-                yield Workload(kind="prefix", arrivals=(first, later))
+            first = Arrival(prompt=shared + rest, prefix=shared)
+            later = Arrival(step=8, prompt=shared + rest + 1, prefix=shared)
+            yield Workload(kind="prefix", arrivals=(first, later))
 
 
 def _speculative(limits: Limits) -> Iterator[Workload]:
     most = limits.draft_tokens
+    if not most:
+        return
     patterns = ((0,), (most,), (most, 0, 1))
     widest = limits.graph_size // (most + 1)
     counts = _inside((1, 2, 3, 15, 16, 17, widest, widest + 1), limits.sequences)
@@ -154,7 +172,7 @@ def random_workloads(limits: Limits, seed: int) -> Iterator[Workload]:
     """Yield workloads without end, the same ones for the same `seed`."""
     source = random.Random(seed)  # noqa: S311 (reproducible, not secret)
     while True:
-        yield _random_workload(limits, source)
+        yield _servable(_random_workload(limits, source), limits)
 
 
 def _random_workload(limits: Limits, source: random.Random) -> Workload:
@@ -169,18 +187,19 @@ def _random_workload(limits: Limits, source: random.Random) -> Workload:
         )
         for _ in range(count)
     )
-    peers = source.random() if limits.data_parallel else 1.0
+    peers = source.choice(("as we", "as we", "eager", "larger")) if limits.data_parallel else ""
+    larger = source.choice(limits.graph_sizes) if limits.graph_sizes else None
     return Workload(
         kind="random",
         arrivals=arrivals,
-        peers_eager=peers < 0.25,
-        peers_tokens=source.choice(limits.graph_sizes) if 0.25 <= peers < 0.5 and limits.graph_sizes else None,
+        peers_eager=peers == "eager",
+        peers_tokens=larger if peers == "larger" else None,
         accepted=tuple(source.randint(0, limits.draft_tokens) for _ in range(7)),
     )
 
 
 def _random_prompt(limits: Limits, source: random.Random) -> int:
-    longest = min(2 * limits.tokens, limits.model_length - 16)
+    longest = 2 * limits.tokens
     if source.random() < 0.05:
         return source.randint(1, longest)
     return min(int(2 ** source.uniform(0, 9)), longest)

@@ -23,6 +23,7 @@ from prewarm.device import triton_seam  # noqa: E402
 
 triton_seam.activate_virtual_driver(target, launchers=True)
 importlib.import_module("vllm.v1.worker.gpu_model_runner")
+importlib.import_module("flashinfer")  # a CUDA worker does: it may name another ptxas
 
 from triton import knobs  # noqa: E402
 from triton.backends.nvidia.driver import CudaLauncher, CudaUtils  # noqa: E402
@@ -46,6 +47,8 @@ knobs.compilation.listener = listener
 knobs.nvidia.libcuda_path = str(stub)
 CudaUtils()
 for launch in manifest.launches():
+    if launch.unbound:
+        continue
     bound = triton_seam.bind(launch)
     bound.function.device_caches.clear()
     kernel = bound.function.run(**bound.arguments, **bound.keywords, grid=(1,), warmup=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -90,7 +91,8 @@ def test_p202_another_triton(cached, sample, looked):
 def test_p203_a_ptxas_on_path_that_flashinfer_chooses_comes_first(
     cached, sample, compiled, tmp_path, monkeypatch
 ):
-    pytest.importorskip("importlib.util").find_spec("flashinfer") or pytest.skip("no flashinfer")
+    if find_spec("flashinfer") is None:
+        pytest.skip("flashinfer is not installed")
     (tmp_path / "ptxas").write_text(PTXAS)
     (tmp_path / "ptxas").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -257,7 +259,10 @@ def test_a_packed_and_an_installed_cache_are_looked_up(sample, compiled, tmp_pat
     capsys.readouterr()
     assert main(["verify", str(into), "--json", "--target", "gb200"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out) == {
-        **{"findings": [], "launches": 5, "hits": 5, "unbound": 0}
+        "findings": [],
+        "launches": 5,
+        "hits": 5,
+        "unbound": 0,
     }
     into.rename(tmp_path / "moved")
     assert main(["verify", str(tmp_path / "moved")]) == 1

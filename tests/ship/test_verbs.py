@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,12 +51,9 @@ def test_from_a_cache_to_an_installed_directory(cache, planned, tmp_path, capsys
     assert main(["install", str(image), "--into", str(into)]) == 0
     assert capsys.readouterr().err.startswith("already installed: 4 launches")
 
-    assert main(["verify", str(into)]) == 0
-    assert capsys.readouterr() == (
-        "sound\n",
-        "checked: integrity; not checked: whether Triton asks for these keys here\n",
-    )
-    assert main(["verify", str(image), "--json"]) == 0
+    assert main(["verify", str(into), "--integrity-only"]) == 0
+    assert capsys.readouterr() == ("sound\n", "checked: integrity; not checked: fit\n")
+    assert main(["verify", str(image), "--integrity-only", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"findings": []}
 
 
@@ -98,6 +96,57 @@ def test_an_altered_image_is_refused_with_7(image, tmp_path, capsys):
     assert main(["install", str(image), "--into", str(tmp_path / "into")]) == 7
     assert capsys.readouterr().err.startswith("prewarm: error: P103 altered file: ")
     assert not (tmp_path / "into").exists()
+
+
+WITHOUT_ENGINES = """
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton", "vllm"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from prewarm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_engines(*argv, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ENGINES, *argv],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_where_the_engines_are_missing_the_rest_is_checked_and_stderr_says_so(image, tmp_path):
+    into = tmp_path / "into"
+    main(["install", str(image), "--into", str(into), "-q"])
+    said = (
+        "checked: integrity; not checked: whether Triton asks for these keys,"
+        " because torch, triton, vllm cannot be imported here\n"
+    )
+
+    assert without_engines("verify", str(image)) == (0, "sound\n", said)
+    assert without_engines("verify", str(into), "--target", "b200") == (0, "sound\n", said)
+    code, out, err = without_engines("verify", str(into), "--target", "h100")
+    assert (code, out[:4], err) == (1, "P201", said)
+    code, out, err = without_engines("verify", str(into), TRITON_CACHE_DIR="/elsewhere")
+    assert (code, err) == (1, said)
+    assert out.splitlines()[0].endswith(
+        f"TRITON_CACHE_DIR: expected {into}/triton, found /elsewhere"
+    )
+    late = into / "triton" / ("A" * 52) / "late.cubin"
+    late.parent.mkdir()
+    late.write_bytes(b"x")
+    code, out, err = without_engines("verify", str(into))
+    assert (code, out[:4], err) == (1, "P102", said)
+    next(into.glob("versions/*/io.triton.cache/*/*.so")).write_bytes(b"evil")
+    code, out, err = without_engines("verify", str(into), "--target", "h100")
+    assert [line[:4] for line in out.splitlines()[::2]] == ["P102", "P103"]
+    assert err == "checked: integrity; not checked: fit, before that is mended\n"
 
 
 @pytest.mark.parametrize("what", ["image", "installed"])

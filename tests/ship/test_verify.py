@@ -15,7 +15,7 @@ from prewarm.ship.check import read_index
 from prewarm.ship.install import install
 from prewarm.ship.layout import read_layout
 from prewarm.ship.source import open_source
-from prewarm.ship.verify import installed_manifest, verify_directory
+from prewarm.ship.verify import held, installed_manifest, verify_directory
 
 FOREIGN_KEY = base64.b32encode(b"z" * 32).decode().rstrip("=")
 
@@ -69,12 +69,38 @@ def test_p101_a_missing_blob(packed):
     assert found(out) == [("P101", made.manifest_digest[7:])]
 
 
-def test_p102_what_triton_compiled_at_run_time(into):
-    (into / "triton" / FOREIGN_KEY).mkdir()
-    (into / "triton" / FOREIGN_KEY / "late.cubin").write_bytes(b"x")
+def test_p102_what_triton_compiled_at_run_time_is_one_finding_an_entry(into):
+    entry = into / "triton" / FOREIGN_KEY
+    entry.mkdir()
+    for name in ("__grp__late.json", "late.cubin", "late.json", "late.ttir"):
+        (entry / name).write_bytes(b"x")
     (finding,) = verify_directory(into)
-    assert (finding.code, finding.subject) == ("P102", f"{ENTRIES}/{FOREIGN_KEY}/late.cubin")
-    assert "Triton compiled it at run time" in finding.fix
+    assert (finding.code, finding.subject) == ("P102", f"{ENTRIES}/{FOREIGN_KEY}")
+    assert finding.found == "the kernel late, most likely stored by Triton at run time: a miss"
+    assert finding.fix.startswith("nothing to mend; to serve without that miss: prewarm plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("late.autotune.json", "an autotune record of late"),
+        ("__triton_launcher.cpython-311-x86_64-linux-gnu.so", "the host module __triton_launcher"),
+        ("lock", "an entry"),
+    ],
+)
+def test_p102_names_what_triton_stored(into, name, found):
+    (into / "triton" / FOREIGN_KEY).mkdir()
+    (into / "triton" / FOREIGN_KEY / name).write_bytes(b"x")
+    (finding,) = verify_directory(into)
+    assert finding.found.startswith(f"{found}, most likely")
+
+
+def test_p102_a_file_more_in_an_entry_that_was_shipped(into):
+    path, subject = any_file(into, "*/*.cubin")
+    path.with_name("more.json").write_bytes(b"x")
+    (finding,) = verify_directory(into)
+    assert (finding.code, finding.subject) == ("P102", f"{subject.rpartition('/')[0]}/more.json")
+    assert finding.fix == "remove it, after looking at what it is"
 
 
 @pytest.mark.parametrize("pattern", ["*/*.cubin", "*/add.json", "*/*.so", "*/__grp__*"])
@@ -211,6 +237,18 @@ def test_they_come_in_one_order(into):
 def test_a_directory_without_a_cache_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no cache"):
         verify_directory(tmp_path)
+
+
+def test_what_a_cache_holds_is_read_from_whatever_holds_it(packed, into, cache):
+    for path, entries in (
+        (packed[0], None),
+        (into, into / "triton"),
+        (into / "triton", into / "triton"),
+        (version(into), version(into) / ENTRIES),
+    ):
+        found = held(path)
+        assert (found.plan, found.entries) == (cache.manifest, entries)
+        assert found.manifest.manifest == cache.manifest.digest
 
 
 def test_the_index_is_read_from_whatever_holds_it(packed, into):

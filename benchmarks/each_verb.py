@@ -1,6 +1,6 @@
 """Time the verbs on this machine, one after another, in a directory of its own.
 
-python scripts/bench.py SERVE_ARGS...
+python benchmarks/each_verb.py SERVE_ARGS...
 """
 
 from __future__ import annotations
