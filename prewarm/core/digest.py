@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 
@@ -17,7 +17,7 @@ def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def digest_of_stream(stream: BinaryIO) -> str:
+def digest_of_stream(stream: IO[bytes]) -> str:
     """Return `sha256:<hex>` of what is left in `stream`."""
     return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Documents on disk: strict YAML and JSON to and from records, errors with the path of the field."""
+"""Documents on disk: strict YAML and JSON to and from records, errors with the field's path."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
     ├── HostError                  4  this machine lacks something: GPU, compiler, space, permission
     ├── CompileError               5  some launches did not compile
     ├── TuneError                  6  some kernels could not be tuned
-    ├── IntegrityError             7  bytes are not what their digest says, or a path leaves its root
+    ├── IntegrityError             7  bytes are not what their digest says, or leave their root
     ├── MismatchError              8  a sound cache, built for another host
     ├── RegistryError              9  a registry refused for good
     └── TryAgainError             75  a passing fault: the same command may succeed later

@@ -86,7 +86,9 @@ def regular_files(root: Path) -> Iterator[PurePosixPath]:
     """
     for directory, names, files in os.walk(root):
         names.sort()
-        for name in sorted(files + [n for n in names if os.path.islink(os.path.join(directory, n))]):
+        for name in sorted(
+            files + [n for n in names if os.path.islink(os.path.join(directory, n))]
+        ):
             path = Path(directory, name)
             if path.is_symlink() or not path.is_file():
                 raise IntegrityError(f"{path} is a link or a special file")

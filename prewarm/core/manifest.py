@@ -14,7 +14,7 @@ from prewarm.core.toolchain import Toolchain
 SCHEMA = "prewarm/manifest/v1"
 
 Constexpr = bool | int | float | str | dict[str, str] | None
-"""A compile-time value. `{dtype: bf16}` is a Triton dtype, `{function: module:name}` a jit function."""
+"""A compile-time value; `{dtype: bf16}` is a Triton dtype, `{function: m:f}` a jit function."""
 
 
 class Argument(Record, kw_only=True):

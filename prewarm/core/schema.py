@@ -1,4 +1,7 @@
-"""The published JSON schema of the manifest: `python -m prewarm.core.schema > docs/manifest.schema.json`."""
+"""The published JSON schema of the manifest.
+
+Regenerate it with `python -m prewarm.core.schema > docs/manifest.schema.json`.
+"""
 
 from __future__ import annotations
 

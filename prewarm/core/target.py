@@ -7,7 +7,7 @@ import functools
 from importlib import resources
 
 from prewarm.core.document import parse_yaml
-from prewarm.core.errors import InputError
+from prewarm.core.errors import HostError, InputError
 from prewarm.core.record import Record
 
 SCHEMA = "prewarm/targets/v1"
@@ -63,3 +63,18 @@ def target_named(name: str) -> Target:
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"--target {close[0]}" if close else None
     raise InputError(f"unknown target {name!r}; known targets: {', '.join(known)}", hint)
+
+
+def check_host(target: Target, machine: str) -> None:
+    """Raise HostError where hosts of `target` are of another CPU architecture than `machine`.
+
+    Triton's key of itself and the host launchers follow the CPU: nothing that is planned or
+    compiled on one would be found on the other.
+    """
+    wanted = target.host_architecture
+    if wanted is not None and wanted != machine:
+        raise HostError(
+            f"{target.device_name} sits on {wanted} hosts and this machine is {machine}:"
+            " Triton's keys and its host launchers are others there",
+            f"run the same command in the {wanted} image that will serve",
+        )

@@ -1,4 +1,4 @@
-"""The toolchain: everything besides kernels and arguments that must be equal for a cache entry to be found."""
+"""The toolchain: what besides kernels and arguments must be equal for an entry to be found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Toolchain(Record, kw_only=True):
     """Environment variables read while tracing that were set, with their values."""
 
     def differences(self, other: Toolchain) -> tuple[tuple[str, str, str], ...]:
-        """Return (field, ours, theirs) for each field that decides hits and differs; ptxas first."""
+        """Return (field, ours, theirs) where a field that decides hits differs; ptxas first."""
         found: list[tuple[str, str, str]] = []
         if self.ptxas.text != other.ptxas.text:
             found.append(("ptxas", self.ptxas.version, other.ptxas.version))

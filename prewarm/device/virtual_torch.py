@@ -1,4 +1,4 @@
-"""What torch answers for a GPU that is not there: `torch.cuda` of the target, tensors on the CPU."""
+"""What torch answers for a GPU that is not there: its `torch.cuda`, tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 import mmap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -46,7 +46,7 @@ class Stream:
     def record_event(self, event: Event | None = None) -> Event:
         return event or Event()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -92,7 +92,7 @@ class CUDAGraph:
 class Generator(torch.Generator):
     """A generator of the CPU whatever device it is asked for."""
 
-    def __new__(cls, device: object = "cpu") -> Generator:
+    def __new__(cls, device: object = "cpu") -> Self:
         return super().__new__(cls)
 
 
@@ -276,7 +276,9 @@ def install(target: Target) -> None:
 
     Call it before vLLM is imported: vLLM reads the device while its modules load.
     """
-    importlib.import_module("torch._dynamo")  # maps torch's own objects to rules: before they change
+    importlib.import_module(
+        "torch._dynamo"
+    )  # maps torch's own objects to rules: before they change
     for name, answer in _answers(target).items():
         setattr(torch.cuda, name, answer)
     for name, answer in _accelerator_answers(target).items():

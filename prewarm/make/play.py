@@ -12,7 +12,7 @@ from prewarm.core.files import host_error
 from prewarm.core.manifest import Launch
 from prewarm.core.target import Target, target_named
 from prewarm.device import toolchain, triton_seam
-from prewarm.device.fixed_heap import settle_heaps
+from prewarm.device.fixed_heap import settle_heaps, settle_temporary_names
 from prewarm.device.libcuda import load_stub
 from prewarm.make.host_modules import build_host_module
 from prewarm.make.message import (
@@ -56,6 +56,7 @@ def compile_launches(job: Job) -> Iterator[Message]:
     triton_seam.build_host_modules_with(build_host_module, load_stub())
     triton_seam.load_utilities()
     settle_heaps()
+    settle_temporary_names()
     yield Ready(toolchain=here)
     for outcome in run_forked(_longest_first(launches), _compile, job.jobs, _crashed):
         yield outcome

@@ -34,7 +34,9 @@ def _flashinfer(target: Target) -> Elsewhere:
         name="gdn_prefill_sm90" if hopper else "gdn_kernels.blackwell",
         backend=f"FlashInfer {_version('flashinfer-python') or '(not installed)'}",
         reason="vLLM chose it: --gdn-prefill-backend is auto or flashinfer, and this GPU has it",
-        needs="a CUDA compiler and ninja at first use" if hopper else "nvidia-cutlass-dsl, in the process",
+        needs="a CUDA compiler and ninja at first use"
+        if hopper
+        else "nvidia-cutlass-dsl, in the process",
         present=f"flashinfer-jit-cache {jit_cache}" if hopper and jit_cache else "nothing prebuilt",
         cold="64 CUDA instances of about 98 s each on one core (CUDA 13.0)"
         if hopper

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
 
 import torch
 
@@ -60,7 +59,10 @@ class Engine:
             model_length=self.config.model_config.max_model_len,
             graph_size=sizes[-1] if sizes else 0,
             graph_sizes=sizes,
-            block=max(g.kv_cache_spec.block_size for g in self.core.scheduler.kv_cache_config.kv_cache_groups),
+            block=max(
+                g.kv_cache_spec.block_size
+                for g in self.core.scheduler.kv_cache_config.kv_cache_groups
+            ),
             data_parallel=self.config.parallel_config.data_parallel_size > 1,
             prefix_caching=bool(self.config.cache_config.enable_prefix_caching),
             draft_tokens=speculation.num_speculative_tokens if speculation else 0,

@@ -1,4 +1,4 @@
-"""Environment variables that were set and read while tracing, as far as a manifest may hold them."""
+"""Environment variables that were read while tracing, as far as a manifest may hold them."""
 
 from __future__ import annotations
 

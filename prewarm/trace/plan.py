@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from prewarm.core import errors
 from prewarm.core.errors import PrewarmError
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
-from prewarm.core.target import Target
+from prewarm.core.target import Target, check_host
 
 
 class Request(Record, kw_only=True):
@@ -70,8 +71,10 @@ def plan(
     `closure` is the number of random workloads in a row that must show nothing new before the
     manifest counts as complete; `progress` hears of every workload. Raises InputError for
     arguments or a model that vLLM refuses, UnsupportedError for a model without GDN layers,
-    HostError without vLLM or a C compiler, TryAgainError when the hub cannot be reached.
+    HostError without vLLM, without a C compiler or on another CPU architecture than the
+    target's hosts, TryAgainError when the hub cannot be reached.
     """
+    check_host(target, platform.machine())
     request = Request(serve_args=serve_args, target=target, closure=closure, seed=seed)
     with tempfile.TemporaryFile() as log:
         reading, writing = os.pipe()
@@ -99,13 +102,13 @@ def plan(
 
 
 def _listen(pipe: IO[bytes], progress: Callable[[str], object]) -> Manifest | None:
-    decoder = msgspec.json.Decoder(Message)
     for line in pipe:
-        match decoder.decode(line):
+        message: Message = msgspec.json.decode(line, type=Message)
+        match message:
             case Planned(manifest=manifest):
                 return manifest
-            case Failure(error=name, message=message, hint=hint):
-                raise getattr(errors, name)(message, hint)
+            case Failure():
+                raise getattr(errors, message.error)(message.message, message.hint)
             case Progress(text=text):
                 progress(text)
     return None

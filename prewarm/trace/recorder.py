@@ -55,9 +55,7 @@ class Recorder:
         finally:
             JITFunction.run, Autotuner.run = run, autotune
 
-    def _run(
-        self, function: Any, args: Sequence[Any], keywords: Mapping[str, Any]
-    ) -> None:
+    def _run(self, function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         tuning = self._tuning
         asked = specialization_of(function, args, keywords)
         key = (function, asked, tuning and (tuning.key, tuning.candidate))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from prewarm.core.manifest import Deployment, Kernel, Manifest, Model, Trace
+from prewarm.core.manifest import Deployment, Kernel, Manifest, Model, Trace, Unbound
 from prewarm.device.toolchain import read_toolchain
 from prewarm.trace import vllm_seam
 from prewarm.trace.assemble import kernels_of
@@ -37,7 +37,8 @@ def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> 
     needed = _drive(engine, recorder, boundary, progress)
     tried = _close(engine, recorder, request, needed, progress)
     blocks = [engine.gpu_blocks]
-    kernels, unbound = kernels_of(recorder.found.values()), ()
+    kernels = kernels_of(recorder.found.values())
+    unbound: tuple[Unbound, ...] = ()
     if args.num_gpu_blocks_override is None:
         blocks.append(_another(engine.gpu_blocks))
         progress(f"tracing again with {blocks[1]} GPU blocks")

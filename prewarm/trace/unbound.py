@@ -1,4 +1,4 @@
-"""Arguments whose value is known only at deploy time: those that change with the number of GPU blocks."""
+"""Arguments known only at deploy time: those that change with the number of GPU blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def unbind(
             decoded = [msgspec.json.decode(value) for value in values]
             seen.setdefault(name, dict(zip(map(str, blocks), decoded, strict=True)))
     unbound = tuple(
-        Unbound(argument=name, kernels=tuple(users[name]), follows=FOLLOWS, seen=seen[name], pin=PIN)
+        Unbound(
+            argument=name, kernels=tuple(users[name]), follows=FOLLOWS, seen=seen[name], pin=PIN
+        )
         for name in sorted(users)
     )
     return tuple(merged), unbound

@@ -176,6 +176,7 @@ def _fake_process_group(world_size: int) -> None:
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     parallel_state._node_count = lambda *_: 1
+
     @contextlib.contextmanager
     def graph_capture(group: Any, context: Any = None) -> Any:
         yield context or parallel_state.GraphCaptureContext(torch.cuda.Stream())
@@ -276,7 +277,11 @@ def geometry(core: Any) -> dict[str, Any]:
         if hasattr(layer, name):
             facts[f"{name}_per_rank"] = getattr(layer, name) // layer.tp_size
     for name, shape, dtype, state in zip(
-        ("conv_state", "ssm_state"), layer.get_state_shape(), layer.get_state_dtype(), layer.kv_cache
+        ("conv_state", "ssm_state"),
+        layer.get_state_shape(),
+        layer.get_state_dtype(),
+        layer.kv_cache,
+        strict=False,
     ):
         facts[name] = f"{_dtype(dtype)} {'x'.join(map(str, shape))}"
         facts[f"{name}_stride"] = state.stride(0)
@@ -324,7 +329,9 @@ def _agree_with_peers() -> None:
         parallel_config: Any,
     ) -> torch.Tensor:
         def column(own: int, peers: int | None) -> torch.Tensor:
-            values = torch.full((parallel_config.data_parallel_size,), own if peers is None else peers)
+            values = torch.full(
+                (parallel_config.data_parallel_size,), own if peers is None else peers
+            )
             values[parallel_config.data_parallel_rank] = own
             return values.to(torch.int32)
 
@@ -506,7 +513,7 @@ def _sampler(runner: Any) -> Any:
             tokens = torch.zeros(requests, 1, dtype=torch.int32)
         else:
             tokens = torch.full((requests, runner.num_spec_tokens + 1), -1, dtype=torch.int32)
-            for row, drafted in zip(tokens, spec_decode_metadata.num_draft_tokens):
+            for row, drafted in zip(tokens, spec_decode_metadata.num_draft_tokens, strict=True):
                 row[: min(drafted, ACCEPTED.next(next(turn))) + 1] = 0
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
 

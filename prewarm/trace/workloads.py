@@ -1,4 +1,4 @@
-"""Workloads: request streams for vLLM's scheduler, at the edges first, then at random from a seed."""
+"""Workloads: request streams for vLLM's scheduler, at the edges first, then at random."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def _speculative(limits: Limits) -> Iterator[Workload]:
     for count in counts:
         for accepted in patterns:
             yield Workload(
-                kind="speculative decode", arrivals=_each(count, 2, 3 * (most + 1)), accepted=accepted
+                kind="speculative decode",
+                arrivals=_each(count, 2, 3 * (most + 1)),
+                accepted=accepted,
             )
     for decodes in _inside((1, 2, 16), limits.sequences - 1):
         for prompt in (1, 2, 17, CHUNK + 1):

@@ -52,13 +52,13 @@ def _serve(cache: Path, *serve_args: str) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-3000:] + done.stderr[-6000:]
     result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
-    print(json.dumps(result, indent=1))
+    sys.stdout.write(json.dumps(result, indent=1))
     return result
 
 
 @pytest.mark.parametrize("mode", [("--enforce-eager",), ()], ids=["eager", "compiled with graphs"])
 def test_serving_compiles_nothing_of_the_manifest(tmp_path: Path, mode: tuple[str, ...]) -> None:
-    """Every launch of a kernel in the manifest is a hit, and the kernels compute what they should."""
+    """Every launch of a planned kernel is a hit, and prefill computes what it should."""
     serve_args = (str(_small_model(tmp_path / "model")), *COMMON, *mode)
     manifest, compiled = tmp_path / "manifest.yaml", tmp_path / "compiled"
     _prewarm("plan", "--target", target_here(), "--closure", 10, "-o", manifest, "--", *serve_args)

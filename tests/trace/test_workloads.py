@@ -29,7 +29,7 @@ def test_every_request_can_be_served(limits: Limits) -> None:
     for workload in [*boundary_workloads(limits), *islice(random_workloads(limits, 0), 20)]:
         assert workload.arrivals
         for arrival in workload.arrivals:
-            assert 1 <= arrival.prompt
+            assert arrival.prompt >= 1
             assert arrival.prompt + arrival.output <= limits.model_length
             assert 0 <= arrival.prefix <= arrival.prompt
 
@@ -56,7 +56,9 @@ def test_the_edges_are_there() -> None:
         draft_tokens=2,
     )
     workloads = list(boundary_workloads(budget))
-    single = {w.arrivals[0].prompt for w in workloads if w.kind == "prefill" and len(w.arrivals) == 1}
+    single = {
+        w.arrivals[0].prompt for w in workloads if w.kind == "prefill" and len(w.arrivals) == 1
+    }
     decodes = {len(w.arrivals) for w in workloads if w.kind == "decode"}
 
     assert {1, 2, 15, 16, 17, 63, 64, 65, 8191, 8192} <= single
