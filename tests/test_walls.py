@@ -73,6 +73,15 @@ def test_vllm_is_known_to_its_seam_alone(path):
     assert seam or not any(name.split(".")[0] == "vllm" for name in imports(path))
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(path.parents[2])))
+def test_triton_is_known_to_its_seam_alone(path):
+    seam = path.parts[-2:] == ("device", "triton_seam.py")
+    version_only = path.parts[-2:] == ("device", "toolchain.py")
+    names = {name for name in imports(path) if name.split(".")[0] == "triton"}
+
+    assert seam or not names or (version_only and names == {"triton"})
+
+
 def test_the_table_of_rooms_is_the_house():
     there = {room_of(path) for path in MODULES}
 

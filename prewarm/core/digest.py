@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -15,17 +13,6 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 def digest_of(data: bytes) -> str:
     """Return `sha256:<hex>` of `data`, spelled as OCI spells it."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def digest_of_stream(stream: IO[bytes]) -> str:
-    """Return `sha256:<hex>` of what is left in `stream`."""
-    return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def digest_of_file(path: Path) -> str:
-    """Return `sha256:<hex>` of the bytes of the file at `path`."""
-    with path.open("rb") as stream:
-        return digest_of_stream(stream)
 
 
 def canonical_json(value: object) -> bytes:

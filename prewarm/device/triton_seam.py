@@ -31,6 +31,7 @@ from triton.backends.driver import GPUDriver
 from triton.backends.nvidia import compiler as nvidia_compiler
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.autotuner import Autotuner
 from triton.runtime.build import platform_key
 from triton.runtime.cache import (
     FileCacheManager,
@@ -39,12 +40,12 @@ from triton.runtime.cache import (
     triton_key,
 )
 from triton.runtime.driver import driver as active_driver
-from triton.runtime.jit import JITCallable
+from triton.runtime.jit import JITCallable, JITFunction
 
 from prewarm.core.cache import HostModule
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError, UnsupportedError
-from prewarm.core.manifest import Argument, Constexpr, Launch
+from prewarm.core.manifest import Argument, Candidate, Constexpr, Launch
 from prewarm.core.target import Target
 from prewarm.core.toolchain import Ptxas
 
@@ -314,6 +315,64 @@ def _seen(value: Any, kind: str) -> str | None:
     if kind.startswith("*"):
         return f"{tuple(value.shape)} by {tuple(value.stride())}"
     return str(value)
+
+
+# --- autotuners ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def intercepted(run: Callable[..., None], autotune: Callable[..., None]) -> Iterator[None]:
+    """Call `run(function, args, keywords)` for every launch of this process, launching nothing.
+
+    `autotune(tuner, args, keywords)` stands for every call of an autotuner.
+    """
+    before = JITFunction.run, Autotuner.run
+    JITFunction.run = lambda function, *args, **keywords: run(function, args, keywords)
+    Autotuner.run = lambda tuner, *args, **keywords: autotune(tuner, args, keywords)
+    try:
+        yield
+    finally:
+        JITFunction.run, Autotuner.run = before
+
+
+def pruned_configs(tuner: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any]:
+    """Return the configs that `tuner` would measure for these arguments, in its order."""
+    tuner.nargs = dict(zip(tuner.arg_names, args, strict=False))
+    return list(tuner.prune_configs(keywords))
+
+
+def run_with(tuner: Any, config: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Run what `tuner` wraps with `config`, as the tuner itself does."""
+    tuner.fn.run(*args, **keywords, **config.all_kwargs())
+
+
+def candidates_of(tuner: Any) -> tuple[Candidate, ...]:
+    """Return every config of `tuner`, in its order; raises UnsupportedError as `constexpr_of`."""
+    return tuple(
+        Candidate(
+            constexprs={name: constexpr_of(value, name) for name, value in config.kwargs.items()},
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            num_ctas=config.num_ctas,
+            maxnreg=config.maxnreg,
+        )
+        for config in tuner.configs
+    )
+
+
+def tuning_key_of(
+    tuner: Any, args: Sequence[Any], keywords: Mapping[str, Any]
+) -> tuple[tuple[str, Constexpr], ...]:
+    """Return Triton's own tuning key: the named values, then the dtype of every tensor."""
+    given = {**dict(zip(tuner.arg_names, args, strict=False)), **keywords}
+    given = {name: value for name, value in given.items() if name in tuner.arg_names}
+    values = [(name, constexpr_of(given[name], name)) for name in tuner.keys if name in given]
+    dtypes = [
+        (f"dtype of {name}", str(value.dtype))
+        for name, value in given.items()
+        if hasattr(value, "dtype")
+    ]
+    return (*values, *dtypes)
 
 
 class _Pointer:
