@@ -73,8 +73,8 @@ class Output:
     def progress(self, label: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
         """Yield what to call with the name of each finished part of `total`.
 
-        A bar on a terminal; elsewhere a line for each tenth of a known total, or for each part
-        with -v.
+        A bar on a terminal; elsewhere a line for each tenth of a known total, for every 25th part
+        of an unknown one, or for each part with -v.
         """
         console = _console(sys.stderr)
         if console.is_terminal and self.verbosity > _QUIET and not self.as_json:
@@ -89,8 +89,9 @@ class Output:
             done += 1
             of = f"{done}/{total}" if total else str(done)
             self.detail(f"{label} {of}: {part}")
-            if self.verbosity == 0 and total and (done * 10 // total != (done - 1) * 10 // total):
-                self.say(f"{label} {of}")
+            due = done * 10 // total != (done - 1) * 10 // total if total else done % 25 == 0
+            if self.verbosity == 0 and due:
+                self.say(f"{label} {of}" if total else f"{label} {of}: {part}")
 
         yield advance
 

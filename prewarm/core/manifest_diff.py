@@ -129,9 +129,11 @@ def _kernel(old: Kernel, new: Kernel) -> Iterator[Change]:
     yield from _mappings(section, _head(old), _head(new))
     yield from _candidates(section, old, new)
     changes: Counter[tuple[str, str, str]] = Counter()
-    for before, after in _pairs(_asked(old), _asked(new)):
+    all_before, all_after = _asked(old), _asked(new)
+    for before, after in _pairs(all_before, all_after):
         if before is None or after is None:
-            changes["specialisation", _line(before), _line(after)] += 1
+            texts = _line(before, all_before), _line(after, all_after)
+            changes["specialisation", *texts] += 1
             continue
         for item in dict.fromkeys((*before, *after)):
             was, is_now = before.get(item, ABSENT), after.get(item, ABSENT)
@@ -203,10 +205,16 @@ def _distance(old: _Asked, new: _Asked) -> int:
     return sum(old.get(item) != new.get(item) for item in {*old, *new})
 
 
-def _line(asked: _Asked | None) -> str:
+def _line(asked: _Asked | None, among: list[_Asked]) -> str:
+    """Return what tells `asked` from the specialisation of its own manifest most like it."""
     if asked is None:
         return ABSENT
-    return ", ".join(f"{name}={text}" for name, text in asked.items())
+    others = [other for other in among if other is not asked]
+    if not others:
+        return ", ".join(f"{name}={text}" for name, text in asked.items())
+    nearest = min(others, key=lambda other: _distance(asked, other))
+    own = [f"{name}={text}" for name, text in asked.items() if nearest.get(name) != text]
+    return f"one more, with {', '.join(own)}"
 
 
 def _argument(argument: Argument) -> str:

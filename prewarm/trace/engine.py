@@ -72,11 +72,13 @@ class Engine:
         """Run `workload` through the scheduler until its last request ends."""
         self._recorder.via = workload.kind
         vllm_seam.PEERS.tokens = workload.peers_tokens
-        vllm_seam.PEERS.cudagraph_mode = 0 if workload.peers_eager else None
+        vllm_seam.PEERS.graph = workload.peers_graph
         vllm_seam.ACCEPTED.pattern = workload.accepted
         waiting = sorted(workload.arrivals, key=lambda arrival: arrival.step)
         known: list[str] = []
         with self._recorder.recording():
+            if not waiting:
+                vllm_seam.worker_of(self.core).execute_dummy_batch()
             for step in range(MOST_STEPS):
                 while waiting and waiting[0].step <= step:
                     known.append(self._add(waiting.pop(0)))
@@ -87,7 +89,7 @@ class Engine:
             self.core.abort_requests(known)
             while self.core.scheduler.has_requests():
                 self._step()
-        vllm_seam.PEERS.tokens = vllm_seam.PEERS.cudagraph_mode = None
+        vllm_seam.PEERS.tokens = vllm_seam.PEERS.graph = None
 
     def _step(self) -> None:
         self.core.step_fn()

@@ -30,7 +30,6 @@ LOAD_FORMAT = "prewarm-no-weights"
 WORKER = "prewarm.trace.vllm_seam.VirtualWorker"
 COMMUNICATOR = "prewarm.trace.vllm_seam.VirtualCommunicator"
 
-
 _LIBRARY = torch.library.Library("_C", "IMPL")
 """Keeps our registrations of vLLM's CUDA-only operators alive."""
 
@@ -162,6 +161,8 @@ def _fake_process_group(world_size: int) -> None:
     """Join rank 0 of `world_size` ranks that are not there."""
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
+    from vllm.distributed import parallel_state
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     if dist.is_initialized():
         return
@@ -171,22 +172,18 @@ def _fake_process_group(world_size: int) -> None:
     def new_group(ranks: Any = None, *_: Any, **__: Any) -> Any:
         return real(ranks, backend="fake")
 
-    dist.new_group = new_group  # type: ignore[assignment]
-    from vllm.distributed import parallel_state
-    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-
-    parallel_state._node_count = lambda *_: 1
-
     @contextlib.contextmanager
     def graph_capture(group: Any, context: Any = None) -> Any:
         yield context or parallel_state.GraphCaptureContext(torch.cuda.Stream())
 
+    dist.new_group = new_group  # type: ignore[assignment]
+    parallel_state._node_count = lambda *_: 1
     MessageQueue.create_from_process_group = lambda *_, **__: None
     parallel_state.GroupCoordinator.graph_capture = graph_capture
 
 
 def engine_core(config: Any) -> Any:
-    """Return vLLM's EngineCore of `config`, its KV cache laid out, nothing warmed up.
+    """Return vLLM's EngineCore of `config`, profiled, its KV cache laid out.
 
     Raises InputError with vLLM's own reason, UnsupportedError for a model without GDN layers.
     """
@@ -311,7 +308,7 @@ class Peers:
     """What the other data-parallel ranks run in this step; None where they do as this one does."""
 
     tokens: int | None = None
-    cudagraph_mode: int | None = None
+    graph: str | None = None
 
 
 PEERS = Peers()
@@ -319,6 +316,7 @@ PEERS = Peers()
 
 def _agree_with_peers() -> None:
     """Answer data-parallel agreement for the ranks that are not there."""
+    from vllm.config import CUDAGraphMode
     from vllm.v1.worker import dp_utils
 
     def run_all_reduce(
@@ -335,12 +333,13 @@ def _agree_with_peers() -> None:
             values[parallel_config.data_parallel_rank] = own
             return values.to(torch.int32)
 
+        graph = None if PEERS.graph is None else CUDAGraphMode[PEERS.graph.upper()].value
         return torch.stack(
             [
                 column(orig_num_tokens_per_ubatch, PEERS.tokens),
                 column(padded_num_tokens_per_ubatch, PEERS.tokens),
                 column(int(should_ubatch), None),
-                column(int(cudagraph_mode), PEERS.cudagraph_mode),
+                column(int(cudagraph_mode), graph),
             ]
         )
 

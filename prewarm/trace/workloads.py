@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -33,10 +34,11 @@ class Workload(Record, kw_only=True):
     kind: str
     """What a reader calls it: `prefill`, `mixed`."""
     arrivals: tuple[Arrival, ...]
+    """None at all: one step of a rank that has nothing to do."""
     peers_tokens: int | None = None
     """Tokens that each other rank runs in every step; None: as many as this one."""
-    peers_eager: bool = False
-    """Whether another rank runs without a CUDA graph, which forces this one to as well."""
+    peers_graph: Literal["none", "piecewise"] | None = None
+    """The CUDA graph that another rank falls back to, and this one with it; None: the same."""
     accepted: tuple[int, ...] = ()
     """Draft tokens accepted in turn, over and over; with speculation only."""
 
@@ -61,7 +63,7 @@ class Limits(Record, kw_only=True):
 
 def boundary_workloads(limits: Limits) -> Iterator[Workload]:
     """Yield the workloads at the edges: 1, 15–17, chunk ± 1, the token budget, graph sizes ± 1."""
-    edges = (_prefills, _chunked, _decodes, _mixed, _prefixes, _speculative)
+    edges = (_idle, _prefills, _chunked, _decodes, _mixed, _prefixes, _speculative)
     for workload in itertools.chain.from_iterable(edge(limits) for edge in edges):
         yield _servable(workload, limits)
 
@@ -76,6 +78,13 @@ def _servable(workload: Workload, limits: Limits) -> Workload:
         return msgspec.structs.replace(arrival, prompt=prompt, output=output, prefix=prefix)
 
     return msgspec.structs.replace(workload, arrivals=tuple(map(cut, workload.arrivals)))
+
+
+def _idle(limits: Limits) -> Iterator[Workload]:
+    """Yield what a data-parallel rank without requests does while others work."""
+    if limits.data_parallel:
+        yield Workload(kind="idle rank", arrivals=())
+        yield Workload(kind="idle rank", arrivals=(), peers_graph="none")
 
 
 def _prefills(limits: Limits) -> Iterator[Workload]:
@@ -124,9 +133,11 @@ def _decodes(limits: Limits) -> Iterator[Workload]:
     for count in _inside(tuple(sizes), min(limits.sequences, limits.tokens)):
         yield Workload(kind="decode", arrivals=_each(count, 1, 3))
         if limits.data_parallel and count <= limits.graph_size:
-            yield Workload(kind="decode", arrivals=_each(count, 1, 3), peers_eager=True)
+            ours, largest = _each(count, 1, 3), limits.graph_size
+            yield Workload(kind="decode", arrivals=ours, peers_graph="none")
+            yield Workload(kind="decode", arrivals=ours, peers_tokens=largest)
             yield Workload(
-                kind="decode", arrivals=_each(count, 1, 3), peers_tokens=limits.graph_size
+                kind="decode", arrivals=ours, peers_tokens=largest, peers_graph="piecewise"
             )
 
 
@@ -189,13 +200,13 @@ def _random_workload(limits: Limits, source: random.Random) -> Workload:
         )
         for _ in range(count)
     )
-    peers = source.choice(("as we", "as we", "eager", "larger")) if limits.data_parallel else ""
-    larger = source.choice(limits.graph_sizes) if limits.graph_sizes else None
+    graphs = (None, None, "none", "piecewise") if limits.data_parallel else (None,)
+    sizes = (None, *limits.graph_sizes) if limits.data_parallel else (None,)
     return Workload(
         kind="random",
         arrivals=arrivals,
-        peers_eager=peers == "eager",
-        peers_tokens=larger if peers == "larger" else None,
+        peers_graph=source.choice(graphs),
+        peers_tokens=source.choice(sizes),
         accepted=tuple(source.randint(0, limits.draft_tokens) for _ in range(7)),
     )
 

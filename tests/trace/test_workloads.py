@@ -27,7 +27,7 @@ limits = st.builds(
 def test_every_request_can_be_served(limits: Limits) -> None:
     """Prompt and output fit the model, and no workload is empty."""
     for workload in [*boundary_workloads(limits), *islice(random_workloads(limits, 0), 20)]:
-        assert workload.arrivals
+        assert bool(workload.arrivals) != (workload.kind == "idle rank")
         for arrival in workload.arrivals:
             assert arrival.prompt >= 1
             assert arrival.prompt + arrival.output <= limits.model_length
@@ -71,5 +71,6 @@ def test_the_edges_are_there() -> None:
         "prefix",
         "speculative decode",
         "speculative mixed",
+        "idle rank",
     }
-    assert any(w.peers_eager for w in workloads)
+    assert {w.peers_graph for w in workloads} == {None, "none", "piecewise"}
