@@ -22,7 +22,7 @@ RUN := PYTHONPATH='$(CURDIR)' '$(ENV)/bin/python'
 EXAMPLE_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel --gdn-prefill-backend triton
 EXAMPLE_OUT := out/qwen3.5-397b-b200
 
-.PHONY: help env example test lint gpu soak bench clean
+.PHONY: help env packages example test lint gpu soak bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,10 +32,13 @@ env: $(ENV)/prewarm-env-is-complete
 $(ENV)/prewarm-env-is-complete: constraints.txt
 	@PYTHON='$(PYTHON)' scripts/env.sh make
 
-example: env
+packages:
+	@scripts/system-packages.sh '$(PYTHON)'
+
+example: packages env
 	@PYTHONPATH='$(CURDIR)' PYTHON='$(ENV)/bin/python' scripts/example.sh $(EXAMPLE_OUT) $(EXAMPLE_ARGS)
 
-test: env
+test: packages env
 	@$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 lint: env
@@ -46,7 +49,7 @@ lint: env
 gpu: env
 	@$(RUN) -m pytest -m gpu $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: there is no such test
 
-soak: env
+soak: packages env
 	@$(RUN) -m pytest -m soak $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 bench: env
