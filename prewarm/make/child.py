@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Iterator
 
+from prewarm.core.child import Refusal, answers_to_parent
 from prewarm.core.errors import PrewarmError
 from prewarm.core.target import target_named
 from prewarm.device.libcuda import load_stub
-from prewarm.make.message import Job, Message, Refusal, decode_job, encode
-from prewarm.make.pool import die_with_parent
+from prewarm.make.message import Job, Message, decode_job, encode
 
 _UNWANTED = (
     "TRITON_ALWAYS_COMPILE",
@@ -32,10 +32,8 @@ _PLANNED = ("FLA_", "GDN_", "VLLM_")
 
 def main() -> int:
     """Do the job on stdin and write its messages, a line each, to the given descriptor."""
-    parent, descriptor = int(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent)
-    job = decode_job(sys.stdin.buffer.read())
-    with os.fdopen(descriptor, "wb", buffering=0) as stream:
+    with answers_to_parent() as stream:
+        job = decode_job(sys.stdin.buffer.read())
         try:
             for message in _messages(job):
                 stream.write(encode(message) + b"\n")

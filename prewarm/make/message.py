@@ -6,9 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from prewarm.core import errors
 from prewarm.core.cache import HostModule
-from prewarm.core.errors import PrewarmError
+from prewarm.core.child import Refusal
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
@@ -87,24 +86,6 @@ class Answer(Record, kw_only=True, tag="answer"):
     """Names of those that it would build."""
     reason: str | None = None
     """Why a launch would still compile, or call a C compiler."""
-
-
-class Refusal(Record, kw_only=True, tag="refusal"):
-    """The PrewarmError that ended the process."""
-
-    kind: str
-    message: str
-    hint: str | None
-
-    @classmethod
-    def of(cls, error: PrewarmError) -> Refusal:
-        """Return the message that carries `error`."""
-        return cls(kind=type(error).__name__, message=error.message, hint=error.hint)
-
-    def error(self) -> PrewarmError:
-        """Return the error that this message carries."""
-        kind: type[PrewarmError] = getattr(errors, self.kind)
-        return kind(self.message, self.hint)
 
 
 Outcome = Compiled | Cached | Failed

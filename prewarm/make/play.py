@@ -7,6 +7,7 @@ import importlib
 import time
 from collections.abc import Iterator, Sequence
 
+from prewarm.core.child import Refusal
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_error
 from prewarm.core.manifest import Launch
@@ -23,7 +24,6 @@ from prewarm.make.message import (
     Job,
     Message,
     Ready,
-    Refusal,
     Surroundings,
 )
 from prewarm.make.pool import run_forked

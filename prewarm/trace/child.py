@@ -9,21 +9,22 @@ from typing import IO
 
 import msgspec
 
+from prewarm.core.child import Refusal, answers_to_parent
 from prewarm.core.errors import PrewarmError
 from prewarm.device.libcuda import load_stub
 from prewarm.trace.environment import Watch
-from prewarm.trace.plan import Message, Planned, Progress, Request, failure_of
+from prewarm.trace.plan import Message, Planned, Progress, Request
 
 
 def main() -> int:
     """Answer the request on standard input through the pipe named on the command line."""
     watch = Watch()
-    with os.fdopen(int(sys.argv[1]), "wb", buffering=0) as pipe:
+    with answers_to_parent() as pipe:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
         try:
             answer: Message = _answer(request, watch, pipe)
         except PrewarmError as error:
-            answer = failure_of(error)
+            answer = Refusal.of(error)
         _send(pipe, answer)
     sys.stdout.flush()
     os._exit(0)  # vLLM's threads and queues have nothing left to say

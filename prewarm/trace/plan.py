@@ -6,21 +6,15 @@ writes one JSON document a line to a pipe of its own: progress, then the manifes
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from typing import IO
 
 import msgspec
 
-from prewarm.core import errors
-from prewarm.core.errors import PrewarmError
+from prewarm.core.child import Refusal, child
+from prewarm.core.errors import HostError, UnsupportedError
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
 from prewarm.core.target import Target, check_host
@@ -41,21 +35,13 @@ class Progress(Record, kw_only=True, tag=True):
     text: str
 
 
-class Failure(Record, kw_only=True, tag=True):
-    """An error of prewarm, by the name of its class."""
-
-    error: str
-    message: str
-    hint: str | None = None
-
-
 class Planned(Record, kw_only=True, tag=True):
     """The answer."""
 
     manifest: Manifest
 
 
-Message = Progress | Failure | Planned
+Message = Progress | Refusal | Planned
 
 
 def plan(
@@ -76,73 +62,34 @@ def plan(
     """
     check_host(target, platform.machine())
     request = Request(serve_args=serve_args, target=target, closure=closure, seed=seed)
-    with tempfile.TemporaryFile() as log:
-        reading, writing = os.pipe()
-        with os.fdopen(reading, "rb") as pipe:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "prewarm.trace.child", str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
-            os.close(writing)
-            try:
-                assert child.stdin is not None
-                with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                    stdin.write(msgspec.json.encode(request))
-                manifest = _listen(pipe, progress)
-                child.wait()
-            finally:
-                _end(child)
-        if manifest is None:
-            raise _died(child.returncode, log)
-    return manifest
-
-
-def _listen(pipe: IO[bytes], progress: Callable[[str], object]) -> Manifest | None:
-    for line in pipe:
-        message: Message = msgspec.json.decode(line, type=Message)
-        match message:
-            case Planned(manifest=manifest):
-                return manifest
-            case Failure():
-                raise getattr(errors, message.error)(message.message, message.hint)
-            case Progress(text=text):
-                progress(text)
-    return None
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Leave no process behind, whatever vLLM started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with child("prewarm.trace.child", msgspec.json.encode(request)) as process:
+        for line in process.answers:
+            message: Message = msgspec.json.decode(line, type=Message)
+            match message:
+                case Planned(manifest=manifest):
+                    return manifest
+                case Refusal():
+                    raise message.error()
+                case Progress(text=text):
+                    progress(text)
+        raise _died(process.wait(), process.last_words())
 
 
 _RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")
 
 
-def _died(code: int, log: IO[bytes]) -> Exception:
+def _died(code: int, said: str) -> Exception:
     if code == -signal.SIGKILL:
-        return errors.HostError(
+        return HostError(
             "the tracing process was killed, most likely for want of memory",
             "give it 6 GiB of memory",
         )
-    log.seek(0)
-    said = log.read().decode("utf-8", "replace")
     raised = [f"{name}: {what}" for name, what in _RAISED.findall(said)]
     operator = re.search(r"Could not run '([^']+)' with arguments from the 'CPU' backend", said)
     if operator:
-        return errors.UnsupportedError(
+        return UnsupportedError(
             f"this deployment calls {operator[1]}, which needs the GPU, before its GDN layers"
         )
     error = RuntimeError(raised[-1] if raised else f"the tracing process ended with {code}")
-    error.add_note(said[-8000:])
+    error.add_note(said)
     return error
-
-
-def failure_of(error: PrewarmError) -> Failure:
-    """Return `error` as the child sends it."""
-    return Failure(error=type(error).__name__, message=error.message, hint=error.hint)

@@ -15,6 +15,10 @@ CHUNK = 64
 """Tokens of one chunk of the chunked delta rule; a size to step around, never a rule."""
 
 
+Graph = Literal["none", "piecewise"]
+"""What a step falls back to when its batch has no full CUDA graph."""
+
+
 class Arrival(Record, kw_only=True):
     """One request."""
 
@@ -37,7 +41,7 @@ class Workload(Record, kw_only=True):
     """None at all: one step of a rank that has nothing to do."""
     peers_tokens: int | None = None
     """Tokens that each other rank runs in every step; None: as many as this one."""
-    peers_graph: Literal["none", "piecewise"] | None = None
+    peers_graph: Graph | None = None
     """The CUDA graph that another rank falls back to, and this one with it; None: the same."""
     accepted: tuple[int, ...] = ()
     """Draft tokens accepted in turn, over and over; with speculation only."""
@@ -200,12 +204,12 @@ def _random_workload(limits: Limits, source: random.Random) -> Workload:
         )
         for _ in range(count)
     )
-    graphs = (None, None, "none", "piecewise") if limits.data_parallel else (None,)
+    graphs: tuple[Graph | None, ...] = (None, None, "none", "piecewise")
     sizes = (None, *limits.graph_sizes) if limits.data_parallel else (None,)
     return Workload(
         kind="random",
         arrivals=arrivals,
-        peers_graph=source.choice(graphs),
+        peers_graph=source.choice(graphs) if limits.data_parallel else None,
         peers_tokens=source.choice(sizes),
         accepted=tuple(source.randint(0, limits.draft_tokens) for _ in range(7)),
     )
