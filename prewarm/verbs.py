@@ -34,6 +34,16 @@ def trace(out: Output, target: Target, serve_args: tuple[str, ...], **options: A
         found = plan(serve_args, target, progress=advance, **options)
     launches = sum(1 for _ in found.launches())
     out.say(f"planned {launches} launches of {len(found.kernels)} kernels")
+    for each in found.unbound:
+        out.say(
+            f"unbound: {each.argument} follows the {each.follows}, so the first start compiles"
+            f" launches of {len(each.kernels)} kernels; {each.pin} among the arguments settles it"
+        )
+    for work in found.elsewhere:
+        out.say(
+            f"elsewhere: {work.name} by {work.backend}, not Triton: {work.reason};"
+            f" needs {work.needs}; here: {work.present}; cold: {work.cold}"
+        )
     return found
 
 
