@@ -177,6 +177,15 @@ def test_speculation_reaches_decode_with_accepted_tokens(planned: Planned) -> No
     assert {"speculative decode", "speculative mixed"} <= vias
 
 
+def test_prefix_caching_copies_states_with_a_kernel_of_its_own(planned: Planned) -> None:
+    """States are kept aligned to blocks, and copied where a prefix ends."""
+    manifest = read_manifest(planned("b200", SMALL, *TRITON, "--enable-prefix-caching"))
+    (copy,) = _kernels(manifest)["batch_memcpy_kernel"].specializations
+
+    assert manifest.geometry["mamba_cache_mode"] == "align"
+    assert "prefix" in copy.via
+
+
 def test_flashinfer_prefill_is_listed_elsewhere(planned: Planned) -> None:
     """By default B200 with CUDA 13 prefills with FlashInfer; the other kernels remain Triton."""
     manifest = read_manifest(planned("b200", SMALL))
