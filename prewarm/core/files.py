@@ -77,19 +77,3 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def regular_files(root: Path) -> Iterator[PurePosixPath]:
-    """Yield the path, relative to `root`, of every file below it, in sorted order.
-
-    Raises IntegrityError at a link or a special file: neither belongs in a cache.
-    """
-    for directory, names, files in os.walk(root):
-        names.sort()
-        for name in sorted(
-            files + [n for n in names if os.path.islink(os.path.join(directory, n))]
-        ):
-            path = Path(directory, name)
-            if path.is_symlink() or not path.is_file():
-                raise IntegrityError(f"{path} is a link or a special file")
-            yield PurePosixPath(path.relative_to(root).as_posix())

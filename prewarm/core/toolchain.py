@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from prewarm.core.record import Record
 
+UNSET = "(unset)"
+"""Stands for the value of a variable that is not set."""
+
+_BLACKWELL = 100
+
+
+def ptxas_variable(arch: int) -> str:
+    """Return the environment variable that names Triton's ptxas for `arch`."""
+    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= _BLACKWELL else "TRITON_PTXAS_PATH"
+
 
 class Ptxas(Record, kw_only=True):
     """The assembler that the serving process resolves for the target's architecture."""
@@ -46,9 +56,17 @@ class Toolchain(Record, kw_only=True):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 found.append((name, ours, theirs))
-        for name in sorted(self.key_environment.keys() | other.key_environment.keys()):
-            ours = self.key_environment.get(name, "(unset)")
-            theirs = other.key_environment.get(name, "(unset)")
-            if ours != theirs:
-                found.append((f"environment {name}", ours, theirs))
-        return tuple(found)
+        variables = self.key_environment_differences(other)
+        return (
+            *found,
+            *((f"environment {name}", ours, theirs) for name, ours, theirs in variables),
+        )
+
+    def key_environment_differences(self, other: Toolchain) -> tuple[tuple[str, str, str], ...]:
+        """Return (variable, ours, theirs) where one that enters keys differs, UNSET for none."""
+        ours, theirs = self.key_environment, other.key_environment
+        pairs = (
+            (name, ours.get(name, UNSET), theirs.get(name, UNSET))
+            for name in sorted(ours.keys() | theirs.keys())
+        )
+        return tuple(pair for pair in pairs if pair[1] != pair[2])

@@ -14,7 +14,7 @@ import torch
 import triton
 
 from prewarm.core.target import Target
-from prewarm.core.toolchain import Ptxas, Toolchain
+from prewarm.core.toolchain import Ptxas, Toolchain, ptxas_variable
 from prewarm.device import triton_seam
 
 
@@ -46,7 +46,7 @@ def let_serving_choose_ptxas(planned: Ptxas, target: Target) -> None:
     elsewhere Inductor, when it first compiles, if it did so in the `planned` process. Call it
     before Triton's first key. A variable that is set already stays.
     """
-    variable = triton_seam.ptxas_variable(target.arch)
+    variable = ptxas_variable(target.arch)
     if os.environ.get(variable):
         return
     if variable == "TRITON_PTXAS_BLACKWELL_PATH":

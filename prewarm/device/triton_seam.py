@@ -47,7 +47,7 @@ from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.manifest import Argument, Candidate, Constexpr, Launch
 from prewarm.core.target import Target
-from prewarm.core.toolchain import Ptxas
+from prewarm.core.toolchain import Ptxas, ptxas_variable
 
 MAX_THREADS_PER_BLOCK = 1024
 REGISTERS_PER_BLOCK = 65536
@@ -661,11 +661,6 @@ def key_environment() -> dict[str, str]:
     """Return the variables of this process that enter compile keys, as Triton reads them."""
     extra = {name: os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)}
     return dict(sorted({**get_cache_invalidating_env_vars(), **extra}.items()))
-
-
-def ptxas_variable(arch: int) -> str:
-    """Return the environment variable that names the ptxas for `arch`."""
-    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"
 
 
 def own_ptxas(arch: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import mmap
 import types
@@ -234,9 +233,7 @@ class OnCpu(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.pin_memory:
-            return args[0]
-        if func is torch.Tensor.cuda:
+        if func in (torch.Tensor.pin_memory, torch.Tensor.cuda):
             return args[0]
         if func is torch.Tensor.record_stream:
             return None
@@ -245,17 +242,15 @@ class OnCpu(TorchFunctionMode):
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
         kwargs.pop("pin_memory", None)
-        if func in (torch.zeros, torch.empty, torch.full) and kwargs.get("device") != "meta":
-            lazy = _lazily(func, args, kwargs)
+        if func in (torch.zeros, torch.empty) and kwargs.get("device") != "meta":
+            lazy = _lazily(args, kwargs)
             if lazy is not None:
                 return lazy
         return func(*args, **kwargs)
 
 
-def _lazily(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> torch.Tensor | None:
-    if func is torch.full or "out" in kwargs or torch.get_default_device().type == "meta":
+def _lazily(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    if "out" in kwargs or torch.get_default_device().type == "meta":
         return None
     shape = _shape_of(args, kwargs)
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
@@ -266,19 +261,13 @@ def _lazily(
     return untouched(shape, dtype)
 
 
-@functools.cache
-def _mode() -> OnCpu:
-    return OnCpu()
-
-
 def install(target: Target) -> None:
     """Make this process's torch answer as if it sat on `target`; there is no way back.
 
     Call it before vLLM is imported: vLLM reads the device while its modules load.
     """
-    importlib.import_module(
-        "torch._dynamo"
-    )  # maps torch's own objects to rules: before they change
+    # Dynamo maps torch's own objects to rules while it loads: it must meet the real ones.
+    importlib.import_module("torch._dynamo")
     for name, answer in _answers(target).items():
         setattr(torch.cuda, name, answer)
     for name, answer in _accelerator_answers(target).items():
@@ -288,4 +277,4 @@ def install(target: Target) -> None:
     setattr(torch, "Stream", Stream)  # noqa: B010
     setattr(torch, "Generator", Generator)  # noqa: B010
     torch._dynamo.config.disable = True
-    _mode().__enter__()
+    OnCpu().__enter__()

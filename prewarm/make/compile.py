@@ -10,7 +10,6 @@ import msgspec
 
 from prewarm.core import cache
 from prewarm.core.cache import COMPILED_NAME, CompiledLaunch, HostModule
-from prewarm.core.digest import canonical_json
 from prewarm.core.document import write_text
 from prewarm.core.errors import CompileError
 from prewarm.core.manifest import Launch, Manifest
@@ -65,8 +64,7 @@ def compile_manifest(
         host_modules=_sorted({m for outcome in done.values() for m in outcome.host_modules}),
         unbound=tuple(digest for digest, launch in launches.items() if launch.unbound),
     )
-    plain = {"schema": index.schema, **msgspec.to_builtins(index)}
-    write_text(directory / COMPILED_NAME, canonical_json(plain).decode() + "\n")
+    write_text(directory / COMPILED_NAME, cache.cache_document(index).decode() + "\n")
 
 
 def _sorted(modules: set[HostModule]) -> tuple[HostModule, ...]:

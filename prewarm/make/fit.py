@@ -30,14 +30,13 @@ from prewarm.core.finding import (
 )
 from prewarm.core.manifest import Manifest
 from prewarm.core.target import Target
-from prewarm.core.toolchain import Toolchain
+from prewarm.core.toolchain import UNSET, Toolchain, ptxas_variable
 from prewarm.device.gpu import Gpu
 from prewarm.make.compile import launch_text
 from prewarm.make.lookup import LookUp
 
 ENGINES = ("torch", "triton", "vllm")
 
-_UNSET = "(unset)"
 _REBUILD = "build the cache in the image that will serve: prewarm build --target {} -- SERVE ARGS"
 _BYPASSES = (
     "TRITON_ALWAYS_COMPILE",
@@ -74,7 +73,7 @@ def misplaced(
     if entries is not None:
         found += _directory(entries)
     found += [
-        _environment(name, _UNSET, os.environ[name])
+        _environment(name, UNSET, os.environ[name])
         for name in _BYPASSES
         if os.environ.get(name, "").lower() not in _OFF
     ]
@@ -131,7 +130,7 @@ def _ptxas(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
     built, here = cached.toolchain.ptxas, found.toolchain.ptxas
     if built.text == here.text:
         return ()
-    path, variable = found.surroundings.planned_ptxas, _ptxas_variable(cached.target_arch)
+    path, variable = found.surroundings.planned_ptxas, ptxas_variable(cached.target_arch)
     fix = f"{variable}={path} in the environment that serves, or " if path else ""
     finding = Finding(
         code=PTXAS,
@@ -141,10 +140,6 @@ def _ptxas(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
         fix=fix + _REBUILD.format(cached.deployment.target),
     )
     return (finding,)
-
-
-def _ptxas_variable(arch: int) -> str:
-    return "TRITON_PTXAS_BLACKWELL_PATH" if arch >= 100 else "TRITON_PTXAS_PATH"
 
 
 def _triton(cached: CacheManifest, here: Toolchain) -> Iterator[Finding]:
@@ -160,16 +155,11 @@ def _triton(cached: CacheManifest, here: Toolchain) -> Iterator[Finding]:
 
 
 def _key_environment(built: Toolchain, here: Toolchain) -> tuple[Finding, ...]:
-    names = built.key_environment.keys() | here.key_environment.keys()
-    pairs = (
-        (name, built.key_environment.get(name, _UNSET), here.key_environment.get(name, _UNSET))
-        for name in names
-    )
-    return tuple(_environment(name, then, now) for name, then, now in pairs if then != now)
+    return tuple(_environment(*row) for row in built.key_environment_differences(here))
 
 
 def _environment(name: str, expected: str, found: str) -> Finding:
-    fix = f"unset {name}" if expected == _UNSET else f"export {name}={expected}"
+    fix = f"unset {name}" if expected == UNSET else f"export {name}={expected}"
     return Finding(
         code=ENVIRONMENT,
         subject=name,
@@ -181,7 +171,7 @@ def _environment(name: str, expected: str, found: str) -> Finding:
 
 def _records(cached: CacheManifest, found: LookUp) -> Iterator[Finding]:
     if cached.autotune_records and not found.surroundings.reads_records:
-        now = os.environ.get("TRITON_CACHE_AUTOTUNING", _UNSET)
+        now = os.environ.get("TRITON_CACHE_AUTOTUNING", UNSET)
         yield _environment("TRITON_CACHE_AUTOTUNING", "1", now)
 
 

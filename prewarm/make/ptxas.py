@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from prewarm.core.errors import InputError
-from prewarm.core.toolchain import Ptxas
+from prewarm.core.toolchain import Ptxas, ptxas_variable
 from prewarm.device import triton_seam
 
 
@@ -22,10 +22,10 @@ def choose_ptxas(wanted: Ptxas, arch: int) -> Ptxas:
     """
     found = _found(arch)
     if path := _path_of(wanted, found):
-        os.environ[triton_seam.ptxas_variable(arch)] = path
+        os.environ[ptxas_variable(arch)] = path
         return triton_seam.resolved_ptxas(arch)
     rows = "\n".join(f"  {ptxas.version}  {path}" for path, ptxas in found.items())
-    variable = triton_seam.ptxas_variable(arch)
+    variable = ptxas_variable(arch)
     raise InputError(
         f"the manifest was planned with ptxas {wanted.version} (chosen by {wanted.chosen_by});"
         f" here are only\n{rows}",
@@ -45,7 +45,7 @@ def _path_of(wanted: Ptxas, found: Mapping[str, Ptxas]) -> str | None:
 def _found(arch: int) -> dict[str, Ptxas]:
     candidates = (
         triton_seam.own_ptxas(arch),
-        os.environ.get(triton_seam.ptxas_variable(arch)),
+        os.environ.get(ptxas_variable(arch)),
         shutil.which("ptxas"),
         os.path.join(os.path.dirname(torch.__file__), "bin", "ptxas"),
         "/usr/local/cuda/bin/ptxas",
