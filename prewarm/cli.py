@@ -208,6 +208,7 @@ def build(out: Output, /, output: Path | None, jobs: int | None, **asked: Any) -
     cache_dir, mount_path, keep = (
         asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest")
     )
+    verbs.check_output(output)
     found = verbs.trace(out, **asked)
     if keep is not None:
         write_manifest(keep, found)

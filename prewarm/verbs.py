@@ -47,6 +47,14 @@ def trace(out: Output, target: Target, serve_args: tuple[str, ...], **options: A
     return found
 
 
+def check_output(output: Path | None) -> None:
+    """Raise InputError now, and not after minutes of work, where no image may be written."""
+    from prewarm.ship.layout import refuse_foreign
+
+    if output is not None:
+        refuse_foreign(output)
+
+
 def compile_launches(
     out: Output, manifest: Manifest, cache_dir: Path, jobs: int | None
 ) -> dict[str, int]:

@@ -143,6 +143,19 @@ def test_what_follows_the_dashes_is_passed_on_untouched(typed, monkeypatch, caps
     assert given == [(("m", "-dp", "8", "--json", "--", "-h"), False, "b200", 3)]
 
 
+def test_build_refuses_a_foreign_output_before_any_work(tmp_path, capsys):
+    (tmp_path / "mine").write_text("precious")
+
+    code = main(["build", "--target", "b200", "-o", str(tmp_path), "--", "no/such-model"])
+
+    assert code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"prewarm: error: {tmp_path} is neither empty nor an image layout",
+        "  hint: choose another directory with -o, or remove that one",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("kind", kinds_of_errors(), ids=lambda kind: kind.__name__)
 def test_each_error_has_its_exit_code_and_its_hint(kind, raising, capsys):
     raising(kind("something\nwith [markup] is wrong", "prewarm mend --it"))

@@ -78,7 +78,7 @@ def write_layout(out: Path, image: Image) -> None:
     Raises InputError, before anything is touched, where `out` holds something that prewarm did
     not make, and HostError where it cannot be written.
     """
-    _refuse_foreign(out)
+    refuse_foreign(out)
     blobs = {digest_of(data): data for data in (image.layer, image.config, image.manifest)}
     with host_errors(f"write the image {out}"):
         (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def _index(image: Image) -> ImageIndex:
     return ImageIndex(schema_version=2, media_type=INDEX_TYPE, manifests=(descriptor,))
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """Raise InputError where `out` is something else than an image that prewarm made."""
     hint = "choose another directory with -o, or remove that one"
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
