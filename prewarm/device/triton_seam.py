@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import triton
 import triton.language as tl
@@ -31,7 +31,7 @@ from triton.backends.driver import GPUDriver
 from triton.backends.nvidia import compiler as nvidia_compiler
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime.autotuner import Autotuner
+from triton.runtime.autotuner import Autotuner, Config
 from triton.runtime.build import platform_key
 from triton.runtime.cache import (
     FileCacheManager,
@@ -42,12 +42,13 @@ from triton.runtime.cache import (
 from triton.runtime.driver import driver as active_driver
 from triton.runtime.jit import JITCallable, JITFunction
 
-from prewarm.core.cache import HostModule
+from prewarm.core.cache import AutotuneRecord, HostModule
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.manifest import Argument, Candidate, Constexpr, Launch
 from prewarm.core.target import Target
 from prewarm.core.toolchain import Ptxas, ptxas_variable
+from prewarm.core.tuning_keys import TuningKey
 
 MAX_THREADS_PER_BLOCK = 1024
 REGISTERS_PER_BLOCK = 65536
@@ -60,6 +61,9 @@ _KEY_VARIABLES = (
     "TRITON_MOCK_PTX_VERSION",
 )
 """Variables that reach the key through compile options, besides Triton's own list."""
+
+_DTYPE_OF = "dtype of "
+"""Begins the name of a tensor's dtype in a manifest's tuning key."""
 
 _OPTIONS_OF_RUN = ("debug", "grid", "instrumentation_mode", "warmup")
 """Keywords that `JITFunction.run` takes or sets itself."""
@@ -195,12 +199,29 @@ def kernel_named(name: str) -> Any:
     Raises InputError when there is no such module or function, UnsupportedError when it
     is no Triton kernel.
     """
+    return jit_function(_imported(name))
+
+
+def autotuner_named(name: str) -> Any:
+    """Return the autotuner around the kernel that `module:function` names.
+
+    Raises InputError when there is no such module or function, UnsupportedError when nothing
+    tunes it.
+    """
+    found = _imported(name)
+    while not isinstance(found, Autotuner):
+        found = getattr(found, "fn", None)
+        if found is None:
+            raise UnsupportedError(f"{name} has no autotuner")
+    return found
+
+
+def _imported(name: str) -> Any:
     module, _, path = name.partition(":")
     try:
-        found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise InputError(f"cannot import the kernel {name}: {error}", "prewarm plan …") from error
-    return jit_function(found)
 
 
 def kernel_name(function: Any) -> str:
@@ -285,6 +306,41 @@ def specialization_of(function: Any, args: Sequence[Any], keywords: Mapping[str,
     return f"{specialization} {options}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A launch as its caller made it."""
+
+    kernel: str
+    source: str
+    arguments: Mapping[str, Any]
+    """Every argument by name, in the kernel's order, as Triton bound it."""
+    constexprs: tuple[str, ...]
+    """Names of the compile-time arguments."""
+    options: Mapping[str, Constexpr]
+    """What the caller passed besides arguments: `num_warps`, `num_stages`."""
+    grid: tuple[int, int, int]
+
+
+def call_of(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Call:
+    """Return what `function.run(*args, **keywords)` would launch, its grid worked out.
+
+    Call it where `launch_of` is called; it raises the same.
+    """
+    inner = jit_function(function)
+    passed = {k: v for k, v in keywords.items() if k not in _OPTIONS_OF_RUN}
+    bound, _, options = _binder(inner)(*args, **passed)
+    grid = keywords["grid"]
+    blocks = tuple(grid(bound) if callable(grid) else grid)
+    return Call(
+        kernel=kernel_name(inner),
+        source=source_digest(inner),
+        arguments=bound,
+        constexprs=tuple(p.name for p in inner.params if p.is_constexpr),
+        options={k: constexpr_of(v, k) for k, v in sorted(options.items())},
+        grid=(*map(int, blocks), 1, 1)[:3],  # type: ignore[arg-type]
+    )
+
+
 def _binder(function: Any) -> Any:
     return function.device_caches[active_driver.active.get_current_device()][4]
 
@@ -346,17 +402,29 @@ def run_with(tuner: Any, config: Any, args: Sequence[Any], keywords: Mapping[str
     tuner.fn.run(*args, **keywords, **config.all_kwargs())
 
 
+def config_of(candidate: Candidate) -> Any:
+    """Return `candidate` as Triton's autotuner holds it; raises InputError as `value_of`."""
+    return triton.Config(
+        {name: value_of(value) for name, value in candidate.constexprs.items()},
+        num_warps=candidate.num_warps,
+        num_stages=candidate.num_stages,
+        num_ctas=candidate.num_ctas,
+        maxnreg=candidate.maxnreg,
+    )
+
+
 def candidates_of(tuner: Any) -> tuple[Candidate, ...]:
     """Return every config of `tuner`, in its order; raises UnsupportedError as `constexpr_of`."""
-    return tuple(
-        Candidate(
-            constexprs={name: constexpr_of(value, name) for name, value in config.kwargs.items()},
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            num_ctas=config.num_ctas,
-            maxnreg=config.maxnreg,
-        )
-        for config in tuner.configs
+    return tuple(map(_candidate, tuner.configs))
+
+
+def _candidate(config: Any) -> Candidate:
+    return Candidate(
+        constexprs={name: constexpr_of(value, name) for name, value in config.kwargs.items()},
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        num_ctas=config.num_ctas,
+        maxnreg=config.maxnreg,
     )
 
 
@@ -368,10 +436,17 @@ def tuning_key_of(
     given = {name: value for name, value in given.items() if name in tuner.arg_names}
     values = [(name, constexpr_of(given[name], name)) for name in tuner.keys if name in given]
     dtypes = [
-        (f"dtype of {name}", str(value.dtype))
+        (f"{_DTYPE_OF}{name}", str(value.dtype))
         for name, value in given.items()
         if hasattr(value, "dtype")
     ]
+    return (*values, *dtypes)
+
+
+def tuning_key_tuple(tuner: Any, key: Mapping[str, Constexpr]) -> tuple[Any, ...]:
+    """Return the tuning key that `tuner` makes of a call whose `tuning_key_of` was `key`."""
+    values = [value_of(key[name]) for name in tuner.keys if name in key]
+    dtypes = [dtype for name, dtype in key.items() if name.startswith(_DTYPE_OF)]
     return (*values, *dtypes)
 
 
@@ -551,6 +626,143 @@ def _listener(listener: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         knobs.compilation.listener = before
+
+
+# --- autotune records ---------------------------------------------------------------------
+
+
+RecordChange = Literal["written", "kept", "replaced"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundRecord:
+    """What Triton's autotuner finds on disk for one tuning key."""
+
+    record: AutotuneRecord
+    """The file that it asks for, be it there or not."""
+    path: Path
+    there: bool
+    timings: Mapping[Any, Any]
+    """Triton's configs to their times in ms; empty where there is no file or no sense in it."""
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The config that Triton takes; None where it would benchmark."""
+        timings = self.timings
+        return _candidate(min(timings, key=timings.__getitem__)) if timings else None
+
+
+class WouldBenchmarkError(Exception):
+    """Triton's autotuner found no record and would have measured its candidates."""
+
+
+def find_autotune_record(asked: TuningKey) -> FoundRecord:
+    """Return what Triton's own lookup finds for `asked`; nothing is written.
+
+    Raises InputError where the kernel is not here, UnsupportedError where Triton keeps no
+    record of it, or under a key that only real arguments decide.
+    """
+    tuner, key, configs = _question(asked)
+    with knobs.cache.scope():
+        knobs.cache.manager_class = manager = _listening_cache()
+        tuner.configs_timings = {}
+        there = True
+        try:
+            tuner.check_disk_cache(key, configs, _refuse_to_benchmark)
+        except WouldBenchmarkError:
+            there = False
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            tuner.configs_timings = {}
+    (path,) = manager.asked
+    record = AutotuneRecord(kernel=asked.kernel, key=path.parent.name, file=path.name)
+    return FoundRecord(record, path, there, tuner.configs_timings)
+
+
+def write_autotune_record(
+    asked: TuningKey, winner: Candidate, time: float
+) -> tuple[AutotuneRecord, RecordChange]:
+    """Let Triton write the record by which `winner`, of `time` microseconds, settles `asked`.
+
+    Returns the record and what became of it: an equal one is kept, any other replaced.
+    Raises as `find_autotune_record`, and OSError where nothing can be written.
+    """
+    tuner, key, configs = _question(asked)
+    config, milliseconds = _config(tuner, winner), time / 1000
+    # Triton keeps the median, then the quantiles 0.2 and 0.8.
+    timings = {config: [milliseconds] * 3}
+    before = find_autotune_record(asked)
+    if before.timings == timings:
+        return before.record, "kept"
+    before.path.unlink(missing_ok=True)
+
+    def measured() -> None:
+        tuner.configs_timings, tuner.cache[key] = timings, config
+
+    tuner.check_disk_cache(key, configs, measured)
+    return before.record, "replaced" if before.there else "written"
+
+
+def remove_autotune_record(asked: TuningKey) -> AutotuneRecord | None:
+    """Remove the record that settles `asked` and return it, None where there is none.
+
+    Raises InputError where the kernel is not here.
+    """
+    try:
+        found = find_autotune_record(asked)
+    except UnsupportedError:
+        return None
+    if not found.there:
+        return None
+    found.path.unlink()
+    with contextlib.suppress(OSError):
+        found.path.parent.rmdir()
+    return found.record
+
+
+def _question(asked: TuningKey) -> tuple[Any, tuple[Any, ...], list[Any]]:
+    """Return the autotuner, its tuning key and the candidates that pruning leaves it."""
+    tuner = autotuner_named(asked.kernel)
+    key = tuning_key_tuple(tuner, asked.key)
+    if not key or any(config.pre_hook for config in tuner.configs):
+        raise UnsupportedError(f"{asked.kernel}: Triton keeps no autotune record of it")
+    if tuner.perf_model:
+        raise UnsupportedError(
+            f"{asked.kernel}: its candidates are in an order that only real arguments decide"
+        )
+    configs = [tuner.configs[index] for index in asked.candidates if index < len(tuner.configs)]
+    return tuner, key, configs
+
+
+def _config(tuner: Any, candidate: Candidate) -> Config:
+    """Return `candidate` as Triton writes it, its names in the order of the kernel's own list."""
+    values = candidate.constexprs
+    order = list(tuner.configs[0].kwargs)
+    names = (*(n for n in order if n in values), *sorted(values.keys() - {*order}))
+    return Config(
+        {name: value_of(values[name]) for name in names},
+        num_warps=candidate.num_warps,
+        num_stages=candidate.num_stages,
+        num_ctas=candidate.num_ctas,
+        maxnreg=candidate.maxnreg,
+    )
+
+
+def _listening_cache() -> Any:
+    """Return a cache manager that writes nothing and keeps which files it was asked for."""
+
+    class Listening(UnwrittenCache):
+        asked: ClassVar[list[Path]] = []
+
+        def get_file(self, filename: str) -> str | None:
+            self.asked.append(Path(self.cache_dir, filename))
+            found: str | None = super().get_file(filename)
+            return found
+
+    return Listening
+
+
+def _refuse_to_benchmark() -> None:
+    raise WouldBenchmarkError
 
 
 # --- host modules -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ so it is always a process of its own.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 
@@ -14,20 +13,8 @@ from prewarm.core.child import Refusal, answers_to_parent
 from prewarm.core.errors import PrewarmError
 from prewarm.core.target import target_named
 from prewarm.device.libcuda import load_stub
+from prewarm.device.planned import plan_environment, use_cache
 from prewarm.make.message import Job, Message, decode_job, encode
-
-_UNWANTED = (
-    "TRITON_ALWAYS_COMPILE",
-    "TRITON_CACHE_MANAGER",
-    "TRITON_INTERPRET",
-    "TRITON_KERNEL_DUMP",
-    "TRITON_KERNEL_OVERRIDE",
-    "TRITON_REMOTE_CACHE_BACKEND",
-    "TRITON_STORE_BINARY_ONLY",
-)
-"""Variables that change what a process does with its cache, and no key."""
-_PLANNED = ("FLA_", "GDN_", "VLLM_")
-"""Variables that kernels' modules read, as they were when the manifest was planned."""
 
 
 def main() -> int:
@@ -52,15 +39,9 @@ def _messages(job: Job) -> Iterator[Message]:
 
 def _set_environment(job: Job) -> None:
     """Settle the environment before Triton reads it, which it does while it loads."""
-    os.environ["TRITON_CACHE_DIR"] = job.cache_dir
-    for name in _UNWANTED:
-        os.environ.pop(name, None)
-    toolchain = job.manifest.toolchain
+    use_cache(job.cache_dir)
     if job.verb == "compile":
-        planned = {k: v for k, v in toolchain.environment.items() if k.startswith(_PLANNED)}
-        os.environ.update(planned)
-        for name, value in toolchain.key_environment.items():
-            os.environ.setdefault(name, value)
+        plan_environment(job.manifest.toolchain)
 
 
 def _set_stage(job: Job) -> None:

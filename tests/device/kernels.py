@@ -67,3 +67,38 @@ def never_compiles(out, BLOCK: tl.constexpr):
 
 def not_a_kernel():
     return None
+
+
+def _configs(**more):
+    return [triton.Config({"BLOCK": block}, num_warps=4, **more) for block in (16, 32, 64)]
+
+
+@triton.autotune(configs=_configs(), key=["n", "MODE", "SCALE", "FLAG", "n"])
+@triton.heuristics({"WIDE": lambda args: args["n"] > 16})
+@triton.jit
+def tuned(out, n, maybe, SCALE, MODE: tl.constexpr, FLAG, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    tl.store(out + tl.arange(0, BLOCK), n * 1.0)
+
+
+@triton.autotune(
+    configs=_configs(),
+    key=["n"],
+    prune_configs_by={"early_config_prune": lambda configs, args, **_: configs[1:]},
+)
+@triton.jit
+def pruned(out, n, BLOCK: tl.constexpr):
+    tl.store(out + tl.arange(0, BLOCK), n * 1.0)
+
+
+@triton.autotune(
+    configs=_configs(), key=["n"], prune_configs_by={"perf_model": lambda **_: 1, "top_k": 2}
+)
+@triton.jit
+def modelled(out, n, BLOCK: tl.constexpr):
+    tl.store(out + tl.arange(0, BLOCK), n * 1.0)
+
+
+@triton.autotune(configs=_configs(pre_hook=lambda args: None), key=["n"])
+@triton.jit
+def hooked(out, n, BLOCK: tl.constexpr):
+    tl.store(out + tl.arange(0, BLOCK), n * 1.0)

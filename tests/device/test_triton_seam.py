@@ -12,8 +12,9 @@ import triton.language as tl  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 
 from prewarm.core.errors import InputError, UnsupportedError  # noqa: E402
-from prewarm.core.manifest import Argument, Launch  # noqa: E402
+from prewarm.core.manifest import Argument, Candidate, Launch  # noqa: E402
 from prewarm.core.target import target_named  # noqa: E402
+from prewarm.core.tuning_keys import TuningKey  # noqa: E402
 from prewarm.device import triton_seam  # noqa: E402
 
 MODULE = "prewarm_test_kernels"
@@ -236,3 +237,124 @@ def test_variables_that_enter_keys_are_named_with_their_values(monkeypatch):
         "DISABLE_LLVM_OPT": "true",
         "PTXAS_OPTIONS": "--opt-level 1",
     }
+
+
+# --- autotune records -----------------------------------------------------------------------
+
+
+def asked_by(tuner, monkeypatch, *args, **keywords):
+    """Return what a call of `tuner` asks the disk, and the same as a manifest has it."""
+    questions = []
+
+    def check_disk_cache(self, key, configs, benchmark):
+        questions.append((key, configs))
+        self.cache[key] = configs[0]
+        return True
+
+    monkeypatch.setattr(type(tuner), "check_disk_cache", check_disk_cache)
+    monkeypatch.setattr(tuner, "cache_results", True)
+    monkeypatch.setattr(tuner, "cache", {})
+    tuner.run(*args, grid=(1,), warmup=True, **keywords)
+    monkeypatch.undo()
+    ((key, configs),) = questions
+    kept = triton_seam.pruned_configs(tuner, args, keywords)
+    recorded = TuningKey(
+        kernel=triton_seam.kernel_name(tuner),
+        key=dict(triton_seam.tuning_key_of(tuner, args, keywords)),
+        candidates=tuple(tuner.configs.index(config) for config in kept),
+    )
+    stored = msgspec.json.decode(msgspec.json.encode(recorded), type=TuningKey)
+    return key, [str(config) for config in configs], stored
+
+
+def spelled(key):
+    return [(type(each), each) for each in key]
+
+
+HALF, SINGLE = aligned(torch.float16), aligned()
+CALLS = {
+    "all kinds of values": ((HALF,), {"maybe": None, "SCALE": 0.5, "MODE": "D", "FLAG": True}),
+    "one is not true": ((HALF,), {"maybe": None, "SCALE": 1.0, "MODE": None, "FLAG": 1}),
+    "tensors in the order of the call": (
+        (),
+        {"maybe": SINGLE, "out": HALF, "SCALE": 1, "MODE": "", "FLAG": False},
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "keywords"), CALLS.values(), ids=CALLS)
+def test_a_tuning_key_read_back_from_json_is_the_one_that_triton_makes(
+    kernels, monkeypatch, args, keywords
+):
+    key, configs, stored = asked_by(kernels.tuned, monkeypatch, *args, n=7, **keywords)
+    tuner, rebuilt, kept = triton_seam._question(stored)
+    assert tuner is kernels.tuned
+    assert spelled(rebuilt) == spelled(key)
+    assert [str(config) for config in kept] == configs
+
+
+def test_the_candidates_that_pruning_leaves_are_part_of_the_question(kernels, monkeypatch):
+    _, configs, stored = asked_by(kernels.pruned, monkeypatch, aligned(), 7)
+    assert stored.candidates == (1, 2)
+    assert [str(config) for config in triton_seam._question(stored)[2]] == configs
+
+
+def asked(kernels, function="pruned", **changed):
+    key = TuningKey(
+        kernel=f"{MODULE}:{function}",
+        key={"n": 7, "dtype of out": "torch.float32"},
+        candidates=(1,),
+    )
+    return msgspec.structs.replace(key, **changed)
+
+
+WINNER = Candidate(constexprs={"BLOCK": 128}, num_warps=2, num_stages=1)
+
+
+def test_a_record_is_written_found_kept_replaced_and_removed(kernels, cache_dir):
+    question, other = asked(kernels), msgspec.structs.replace(WINNER, num_warps=1)
+    assert not triton_seam.find_autotune_record(question).there
+    assert not cache_dir.exists()
+    record, change = triton_seam.write_autotune_record(question, WINNER, 12.5)
+    assert change == "written"
+    found = triton_seam.find_autotune_record(question)
+    assert (found.there, found.winner, found.record) == (True, WINNER, record)
+    assert found.path == cache_dir / record.key / record.file
+    for winner, time, expected in (
+        (WINNER, 12.5, "kept"),
+        (WINNER, 13.0, "replaced"),
+        (other, 13.0, "replaced"),
+    ):
+        assert triton_seam.write_autotune_record(question, winner, time) == (record, expected)
+    assert triton_seam.find_autotune_record(question).winner == other
+    assert triton_seam.remove_autotune_record(question) == record
+    assert triton_seam.remove_autotune_record(question) is None
+    assert list(cache_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"configs_timings": []}', '{"configs_timings": [[5]]}']
+)
+def test_a_record_without_sense_names_no_winner_and_is_replaced(kernels, text):
+    question = asked(kernels)
+    triton_seam.write_autotune_record(question, WINNER, 12.5)
+    found = triton_seam.find_autotune_record(question)
+    found.path.write_text(text)
+    again = triton_seam.find_autotune_record(question)
+    assert (again.there, again.winner) == (True, None)
+    assert triton_seam.write_autotune_record(question, WINNER, 12.5)[1] == "replaced"
+    assert triton_seam.find_autotune_record(question).winner == WINNER
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("modelled", "in an order that only real arguments decide"),
+        ("hooked", "Triton keeps no autotune record"),
+        ("double", "has no autotuner"),
+    ],
+)
+def test_what_can_have_no_record_is_refused_by_name(kernels, function, message):
+    with pytest.raises(UnsupportedError, match=f"{MODULE}:{function}.* {message}"):
+        triton_seam.write_autotune_record(asked(kernels, function), WINNER, 12.5)
+    assert triton_seam.remove_autotune_record(asked(kernels, function)) is None
