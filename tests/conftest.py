@@ -25,6 +25,17 @@ from prewarm.core.manifest import (
 from prewarm.core.manifest_yaml import write_manifest
 from prewarm.core.target import target_named
 from prewarm.core.toolchain import Ptxas, Toolchain
+from prewarm.core.tunings import (
+    Clocks,
+    KernelTunings,
+    KeyTuning,
+    Measured,
+    Run,
+    Size,
+    SizedBy,
+    SizeWinner,
+    Tunings,
+)
 from prewarm.trace.plan import plan
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +118,77 @@ def changed_manifest(manifest: Manifest) -> Manifest:
     """Return the manifest of another tensor parallelism."""
     deployment = msgspec.structs.replace(manifest.deployment, serve_args=("a/model", "-tp", "8"))
     return msgspec.structs.replace(manifest, deployment=deployment, geometry={"heads": 8})
+
+
+@pytest.fixture
+def tunings(manifest: Manifest) -> Tunings:
+    """Return tunings of the manifest's one kernel: the winner is beyond its list."""
+    (kernel,) = manifest.kernels
+    beyond = Candidate(constexprs={"B": 256}, num_warps=8, num_stages=3)
+    small, large = kernel.candidates
+    return Tunings(
+        gpu="NVIDIA B200",
+        arch=100,
+        triton="3.6.0",
+        runs=(
+            Run(
+                model="a/model",
+                serve_args=("a/model", "-tp", "1"),
+                manifest=manifest.digest,
+                date="2026-11-23T14:02:00Z",
+                driver="580.65.06",
+                clocks=(
+                    Clocks(sm=(1755, 1980), memory=2619, temperature=(41, 66), power_limit=700.0),
+                ),
+                sizes=(
+                    Size(tokens=64, sequences=1, weight=0.0),
+                    Size(tokens=8192, sequences=1, weight=2.0),
+                    Size(tokens=8192, sequences=8),
+                ),
+                objective="the fastest",
+                noise=0.008,
+                seconds=812.5,
+            ),
+        ),
+        kernels=(
+            KernelTunings(
+                name=kernel.name,
+                source=kernel.source,
+                candidates=kernel.candidates,
+                keys=(
+                    KeyTuning(
+                        key={"n": 1},
+                        run=0,
+                        shared={"V": 128},
+                        winner=beyond,
+                        confirmed=True,
+                        score=1.0033,
+                        reference=small,
+                        gain=1.2164,
+                        noise=(0.02, 0.005, 0.006),
+                        sized_by=SizedBy(tokens="n"),
+                        sizes=(
+                            SizeWinner(tokens=64, sequences=1, config=small),
+                            SizeWinner(tokens=8192, sequences=1, config=beyond),
+                            SizeWinner(tokens=8192, sequences=8, config=large),
+                        ),
+                        measured=(
+                            Measured(times=(3.2, 120.0, 121.0), rounds=18, config=small),
+                            Measured(times=(3.6, 110.0, 100.0), rounds=18, config=large),
+                            Measured(
+                                times=(3.5, 100.0, 101.0), rounds=18, config=beyond, listed=False
+                            ),
+                            Measured(
+                                config=Candidate(constexprs={"B": 512}, num_warps=8, num_stages=3),
+                                listed=False,
+                                failed="out of shared memory",
+                            ),
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

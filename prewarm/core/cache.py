@@ -15,6 +15,7 @@ import msgspec
 from prewarm.core.digest import canonical_json
 from prewarm.core.manifest import Deployment
 from prewarm.core.record import Record
+from prewarm.core.selection import Selection
 from prewarm.core.toolchain import Toolchain
 
 COMPILED_SCHEMA = "prewarm/compiled/v1"
@@ -68,7 +69,10 @@ class Compiled(Record, kw_only=True):
     toolchain: Toolchain
     launches: tuple[CompiledLaunch, ...]
     host_modules: tuple[HostModule, ...]
+    selection: Selection | None = None
+    """What tunings chose; None where every candidate was compiled."""
     autotune_records: tuple[AutotuneRecord, ...] = ()
+    """One of each winner of the selection."""
     unbound: tuple[str, ...] = ()
     """Digests of launches left out because an argument is known only at deploy time."""
 
@@ -97,7 +101,10 @@ class CacheManifest(Record, kw_only=True):
     toolchain: Toolchain
     launches: tuple[CompiledLaunch, ...]
     host_modules: tuple[HostModule, ...]
+    selection: Selection | None = None
+    """What tunings chose; None where every candidate is there."""
     autotune_records: tuple[AutotuneRecord, ...] = ()
+    """One of each winner of the selection."""
     unbound: tuple[str, ...] = ()
     """Digests of launches that the first start must still compile."""
     tuned: bool = False

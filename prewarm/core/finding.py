@@ -27,6 +27,7 @@ HOST = "P207"
 VLLM = "P208"
 MISS = "P301"
 NO_HOST_MODULE = "P302"
+NO_RECORD = "P303"
 
 CODES = {
     MISSING: "missing file",
@@ -45,6 +46,7 @@ CODES = {
     VLLM: "built with another vLLM",
     MISS: "Triton does not find a launch",
     NO_HOST_MODULE: "Triton does not find a host module",
+    NO_RECORD: "Triton's autotuner does not find a winner",
 }
 
 

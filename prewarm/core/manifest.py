@@ -217,16 +217,20 @@ def launches_of(kernel: Kernel, specialization: Specialization) -> Iterator[Laun
         )
         return
     for index in specialization.candidates:
-        candidate = kernel.candidates[index]
-        arguments = {
-            name: Argument(type="constexpr", value=candidate.constexprs[name])
-            if argument.by_candidate
-            else argument
-            for name, argument in specialization.arguments.items()
-        }
-        yield Launch(
-            kernel=kernel.name,
-            source=kernel.source,
-            arguments=arguments,
-            options={**specialization.options, **candidate.options()},
-        )
+        yield launch_with(kernel, specialization, kernel.candidates[index])
+
+
+def launch_with(kernel: Kernel, specialization: Specialization, config: Candidate) -> Launch:
+    """Return the launch of an autotuned `specialization` with `config`, be it listed or not."""
+    arguments = {
+        name: Argument(type="constexpr", value=config.constexprs[name])
+        if argument.by_candidate
+        else argument
+        for name, argument in specialization.arguments.items()
+    }
+    return Launch(
+        kernel=kernel.name,
+        source=kernel.source,
+        arguments=arguments,
+        options={**specialization.options, **config.options()},
+    )

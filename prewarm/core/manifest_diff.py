@@ -149,8 +149,8 @@ def _head(kernel: Kernel) -> dict[str, str]:
 
 
 def _candidates(section: str, old: Kernel, new: Kernel) -> Iterator[Change]:
-    before = [_candidate(candidate) for candidate in old.candidates]
-    after = [_candidate(candidate) for candidate in new.candidates]
+    before = [candidate_text(candidate) for candidate in old.candidates]
+    after = [candidate_text(candidate) for candidate in new.candidates]
     for text in dict.fromkeys((*before, *after)):
         if (text in before) != (text in after):
             there = text if text in before else ABSENT
@@ -158,7 +158,8 @@ def _candidates(section: str, old: Kernel, new: Kernel) -> Iterator[Change]:
             yield Change(section=section, item="candidate", old=there, new=now)
 
 
-def _candidate(candidate: Candidate) -> str:
+def candidate_text(candidate: Candidate) -> str:
+    """Return `candidate` in one line: `BV=64, num_warps=4, num_stages=2, num_ctas=1`."""
     values = {**candidate.constexprs, **candidate.options()}
     return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
 
@@ -176,7 +177,7 @@ def _flat(kernel: Kernel, asked: Specialization) -> _Asked:
     flat |= {f"option {name}": _value(value) for name, value in asked.options.items()}
     flat |= {f"tuning key {name}": _value(value) for name, value in asked.tuning_key.items()}
     if asked.candidates is not None:
-        texts = sorted(_candidate(kernel.candidates[index]) for index in asked.candidates)
+        texts = sorted(candidate_text(kernel.candidates[index]) for index in asked.candidates)
         flat["candidates after pruning"] = f"{len(texts)}: {'; '.join(texts)}"
     return flat
 
