@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 
 from prewarm.trace import vllm_seam
-from prewarm.trace.recorder import Recorder
 from prewarm.trace.workloads import Arrival, Limits, Workload
 
 MOST_STEPS = 400
 """Scheduler steps after which a workload is cut off: its last requests are aborted."""
+
+
+class Listener(Protocol):
+    """Hears of launches; `via` names what is under way."""
+
+    via: str
+
+    def recording(self) -> AbstractContextManager[None]:
+        """Take every launch of the process inside the block."""
 
 
 class Engine:
@@ -21,7 +32,7 @@ class Engine:
         self,
         args: Namespace,
         model_directory: str,
-        recorder: Recorder,
+        recorder: Listener,
         gpu_blocks: int | None = None,
     ) -> None:
         """Start the engine; `gpu_blocks` overrides the number that vLLM would find.
@@ -86,10 +97,26 @@ class Engine:
                     self._step()
                 elif not waiting:
                     break
-            self.core.abort_requests(known)
-            while self.core.scheduler.has_requests():
-                self._step()
+            self._abort(known)
         vllm_seam.PEERS.tokens = vllm_seam.PEERS.graph = None
+
+    def drive_until(self, reached: Callable[[], bool], workload: Workload) -> None:
+        """Run `workload`, whose requests all arrive at once, until `reached` after a step."""
+        with self._recorder.recording():
+            known = [self._add(arrival) for arrival in workload.arrivals]
+            while self.core.scheduler.has_unfinished_requests():
+                self._step()
+                if reached():
+                    break
+            self._abort(known)
+
+    def _abort(self, requests: list[str]) -> None:
+        # One by one: vLLM frees the blocks of many in the order of a set of names, which
+        # differs from process to process.
+        for request in requests:
+            self.core.abort_requests([request])
+        while self.core.scheduler.has_requests():
+            self._step()
 
     def _step(self) -> None:
         self.core.step_fn()

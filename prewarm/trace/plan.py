@@ -7,20 +7,15 @@ writes one JSON document a line to a pipe of its own: progress, then the manifes
 from __future__ import annotations
 
 import platform
-import re
-import signal
 from collections.abc import Callable
 
-import msgspec
-
-from prewarm.core.child import Refusal, child
-from prewarm.core.errors import HostError, UnsupportedError
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
 from prewarm.core.target import Target, check_host
+from prewarm.trace.parent import ask
 
 
-class Request(Record, kw_only=True):
+class Request(Record, kw_only=True, tag="plan"):
     """What the child is asked for."""
 
     serve_args: tuple[str, ...]
@@ -29,19 +24,10 @@ class Request(Record, kw_only=True):
     seed: int
 
 
-class Progress(Record, kw_only=True, tag=True):
-    """Something was tried."""
-
-    text: str
-
-
 class Planned(Record, kw_only=True, tag=True):
     """The answer."""
 
     manifest: Manifest
-
-
-Message = Progress | Refusal | Planned
 
 
 def plan(
@@ -62,34 +48,4 @@ def plan(
     """
     check_host(target, platform.machine())
     request = Request(serve_args=serve_args, target=target, closure=closure, seed=seed)
-    with child("prewarm.trace.child", msgspec.json.encode(request)) as process:
-        for line in process.answers:
-            message: Message = msgspec.json.decode(line, type=Message)
-            match message:
-                case Planned(manifest=manifest):
-                    return manifest
-                case Refusal():
-                    raise message.error()
-                case Progress(text=text):
-                    progress(text)
-        raise _died(process.wait(), process.last_words())
-
-
-_RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")
-
-
-def _died(code: int, said: str) -> Exception:
-    if code == -signal.SIGKILL:
-        return HostError(
-            "the tracing process was killed, most likely for want of memory",
-            "give it 6 GiB of memory",
-        )
-    raised = [f"{name}: {what}" for name, what in _RAISED.findall(said)]
-    operator = re.search(r"Could not run '([^']+)' with arguments from the 'CPU' backend", said)
-    if operator:
-        return UnsupportedError(
-            f"this deployment calls {operator[1]}, which needs the GPU, before its GDN layers"
-        )
-    error = RuntimeError(raised[-1] if raised else f"the tracing process ended with {code}")
-    error.add_note(said)
-    return error
+    return ask(request, Planned, progress).manifest

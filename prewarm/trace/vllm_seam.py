@@ -25,10 +25,13 @@ from vllm.platforms.interface import DeviceCapability
 
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.target import Target
+from prewarm.trace.agreement import Budget
 
 LOAD_FORMAT = "prewarm-no-weights"
 WORKER = "prewarm.trace.vllm_seam.VirtualWorker"
 COMMUNICATOR = "prewarm.trace.vllm_seam.VirtualCommunicator"
+GATES = ("A_log", "dt_bias")
+"""Parameters of GDN layers that decide how fast a state decays."""
 
 _LIBRARY = torch.library.Library("_C", "IMPL")
 """Keeps our registrations of vLLM's CUDA-only operators alive."""
@@ -118,6 +121,17 @@ def engine_config(args: Namespace, model_directory: str, gpu_blocks: int | None)
         return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, NotImplementedError, AssertionError, TypeError) as error:
         raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+def budget(config: Any) -> Budget:
+    """Return what a step of a deployment with the VllmConfig `config` may hold."""
+    scheduler, speculation = config.scheduler_config, config.speculative_config
+    return Budget(
+        tokens=scheduler.max_num_batched_tokens,
+        sequences=scheduler.max_num_seqs,
+        model_length=config.model_config.max_model_len,
+        draft_tokens=speculation.num_speculative_tokens if speculation else 0,
+    )
 
 
 def _register_loader() -> None:
@@ -314,6 +328,19 @@ class Peers:
 PEERS = Peers()
 
 
+@dataclasses.dataclass
+class Batch:
+    """What the model runner executes now."""
+
+    tokens: int = 0
+    sequences: int = 0
+    in_layers: bool = False
+    """Whether a GDN layer runs."""
+
+
+BATCH = Batch()
+
+
 def _agree_with_peers() -> None:
     """Answer data-parallel agreement for the ranks that are not there."""
     from vllm.config import CUDAGraphMode
@@ -405,6 +432,11 @@ def _worker_class() -> type[Any]:
                 runner.profile_cudagraph_memory()
             return int(self.cache_config.kv_cache_memory_bytes or self.requested_memory)
 
+        def execute_model(self, scheduler_output: Any) -> Any:
+            BATCH.tokens = scheduler_output.total_num_scheduled_tokens
+            BATCH.sequences = len(scheduler_output.num_scheduled_tokens)
+            return super().execute_model(scheduler_output)
+
         def compile_or_warm_up_model(self) -> Any:
             return CompilationTimes(language_model=0.0, encoder=0.0)
 
@@ -417,6 +449,24 @@ def gdn_layers(vllm_config: Any) -> list[Any]:
 
     layers = vllm_config.compilation_config.static_forward_context.values()
     return [layer for layer in layers if isinstance(layer, GatedDeltaNetAttention)]
+
+
+def own_parameters(vllm_config: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return names and values of what GDN layers compute with outside linear layers.
+
+    That is gates, norms and convolutions, which vLLM keeps as linear layers whose weight is no
+    matrix; of one layer of each geometry.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+
+    return [
+        (name, parameter.data)
+        for layer in _distinct(gdn_layers(vllm_config))
+        for module in layer.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_floating_point()
+        and not (isinstance(module, LinearBase) and parameter.ndim == 2)
+    ]
 
 
 def _leave_out_other_attention(runner: Any) -> None:
@@ -476,8 +526,10 @@ def _replace_compute(runner: Any) -> None:
         embeds = kwargs.get("inputs_embeds")
         tokens = (input_ids if embeds is None else embeds).shape[0]
         hidden_states = torch.empty(tokens, hidden_size, dtype=runner.dtype)
+        BATCH.in_layers = True
         for layer in distinct:
             _call_layer(layer, hidden_states, positions)
+        BATCH.in_layers = False
         return hidden_states
 
     def compute_logits(hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -1,0 +1,62 @@
+"""Asking the process that plays the target, and hearing what it tries meanwhile."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from prewarm.core.child import Refusal, child
+from prewarm.core.errors import HostError, UnsupportedError
+from prewarm.core.record import Record
+
+_CHILD = "prewarm.trace.child"
+
+
+class Progress(Record, kw_only=True, tag=True):
+    """Something was tried."""
+
+    text: str
+
+
+Answer = TypeVar("Answer", bound=Record)
+
+
+def ask(request: Record, kind: type[Answer], progress: Callable[[str], object]) -> Answer:
+    """Return what the child process answers to `request`, a record of `kind`.
+
+    Raises the PrewarmError that ended the child, HostError when it was killed.
+    """
+    with child(_CHILD, msgspec.json.encode(request)) as process:
+        for line in process.answers:
+            message: Record = msgspec.json.decode(line, type=Progress | Refusal | kind)
+            if isinstance(message, kind):
+                return message
+            if isinstance(message, Refusal):
+                raise message.error()
+            if isinstance(message, Progress):
+                progress(message.text)
+        raise _died(process.wait(), process.last_words())
+
+
+_RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")
+
+
+def _died(code: int, said: str) -> Exception:
+    if code == -signal.SIGKILL:
+        return HostError(
+            "the tracing process was killed, most likely for want of memory",
+            "give it 6 GiB of memory",
+        )
+    raised = [f"{name}: {what}" for name, what in _RAISED.findall(said)]
+    operator = re.search(r"Could not run '([^']+)' with arguments from the 'CPU' backend", said)
+    if operator:
+        return UnsupportedError(
+            f"this deployment calls {operator[1]}, which needs the GPU, before its GDN layers"
+        )
+    error = RuntimeError(raised[-1] if raised else f"the tracing process ended with {code}")
+    error.add_note(said)
+    return error
