@@ -13,9 +13,10 @@ from prewarm.core.cache import COMPILED_NAME, CompiledLaunch, HostModule
 from prewarm.core.document import write_text
 from prewarm.core.errors import CompileError
 from prewarm.core.manifest import Launch, Manifest
+from prewarm.core.selection import Selection, selected_launches
 from prewarm.core.target import target_named
 from prewarm.make.entries import sole_writer
-from prewarm.make.message import Cached, Compiled, Failed, Job, Outcome, Ready
+from prewarm.make.message import Cached, Compiled, Failed, Job, Outcome, Ready, Recorded
 from prewarm.make.parent import run_job
 
 _SHOWN = 10
@@ -23,13 +24,18 @@ _SHOWN = 10
 
 
 def compile_manifest(
-    manifest: Manifest, cache_dir: Path, jobs: int | None = None
-) -> Iterator[Outcome]:
+    manifest: Manifest,
+    cache_dir: Path,
+    jobs: int | None = None,
+    selection: Selection | None = None,
+) -> Iterator[Outcome | Recorded]:
     """Yield what became of every launch of `manifest`, then write `prewarm-compiled.json`.
 
-    Launches whose arguments are known only at deploy time are left out. `jobs` processes
-    compile at a time, by default one a core. What the directory holds already is not
-    compiled again. An interrupt leaves whole entries only.
+    With a `selection`, only the launches that it names; after them Triton's autotune record of
+    each winner is written, and any that says otherwise is replaced or removed. Launches whose
+    arguments are known only at deploy time are left out. `jobs` processes compile at a time, by
+    default one a core. What the directory holds already is not compiled again. An interrupt
+    leaves whole entries only.
 
     Raises CompileError with every launch that did not compile, after the others; InputError
     when the manifest was planned with another toolchain or source; HostError when this
@@ -37,8 +43,15 @@ def compile_manifest(
     """
     directory = Path(os.path.abspath(cache_dir))
     count = jobs or len(os.sched_getaffinity(0))
-    job = Job(verb="compile", manifest=manifest, cache_dir=str(directory), jobs=count)
+    job = Job(
+        verb="compile",
+        manifest=manifest,
+        cache_dir=str(directory),
+        jobs=count,
+        selection=selection,
+    )
     outcomes: list[Outcome] = []
+    records: list[cache.AutotuneRecord] = []
     toolchain = manifest.toolchain
     with sole_writer(directory):
         for message in run_job(job):
@@ -48,7 +61,11 @@ def compile_manifest(
             elif isinstance(message, Compiled | Cached | Failed):
                 outcomes.append(message)
                 yield message
-    launches = {launch.digest: launch for launch in manifest.launches()}
+            elif isinstance(message, Recorded):
+                if message.change != "removed":
+                    records.append(message.record)
+                yield message
+    launches = {launch.digest: launch for launch in selected_launches(manifest, selection)}
     if failures := [outcome for outcome in outcomes if isinstance(outcome, Failed)]:
         raise _error(failures, launches, len(outcomes))
     done = {o.launch: o for o in outcomes if not isinstance(o, Failed)}
@@ -62,6 +79,8 @@ def compile_manifest(
             if digest in done
         ),
         host_modules=_sorted({m for outcome in done.values() for m in outcome.host_modules}),
+        selection=selection,
+        autotune_records=tuple(records),
         unbound=tuple(digest for digest, launch in launches.items() if launch.unbound),
     )
     write_text(directory / COMPILED_NAME, cache.cache_document(index).decode() + "\n")

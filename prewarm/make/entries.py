@@ -13,8 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from prewarm.core.errors import TryAgainError
+from prewarm.core.cache import COMPILED_NAME, COMPILED_SCHEMA, Compiled
+from prewarm.core.document import parse_json
+from prewarm.core.errors import InputError, TryAgainError
 from prewarm.core.files import host_errors, write_atomic
+from prewarm.core.selection import Selection
 
 _KEY = re.compile(r"[A-Z2-7]{52}")
 _TEMPORARY = "tmp.pid_"
@@ -62,6 +65,22 @@ def sweep(cache_dir: Path) -> None:
         for entry in sorted(cache_dir.iterdir()):
             if _KEY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
                 _sweep_entry(entry)
+
+
+def withdraw_index(cache_dir: Path, selection: Selection | None) -> None:
+    """Remove the index in `cache_dir` unless it describes a cache of `selection`."""
+    path = cache_dir / COMPILED_NAME
+    with host_errors(f"replace {path}"):
+        if path.exists() and not _describes(path, selection):
+            path.unlink()
+
+
+def _describes(index: Path, selection: Selection | None) -> bool:
+    try:
+        found = parse_json(index.read_bytes(), Compiled, COMPILED_SCHEMA, str(index))
+    except InputError:
+        return False
+    return found.selection == selection
 
 
 def _sweep_entry(entry: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from prewarm.core.finding import (
     KERNEL_SOURCE,
     MISS,
     NO_HOST_MODULE,
+    NO_RECORD,
     PTXAS,
     TARGET,
     TRITON_KEY,
@@ -28,9 +29,12 @@ from prewarm.core.finding import (
     Finding,
     in_order,
 )
-from prewarm.core.manifest import Manifest
+from prewarm.core.manifest import Launch, Manifest
+from prewarm.core.manifest_diff import candidate_text
+from prewarm.core.selection import selected_launches
 from prewarm.core.target import Target
 from prewarm.core.toolchain import UNSET, Toolchain, ptxas_variable
+from prewarm.core.tunings import key_text
 from prewarm.device.gpu import Gpu
 from prewarm.make.compile import launch_text
 from prewarm.make.lookup import LookUp
@@ -45,6 +49,8 @@ _BYPASSES = (
     "TRITON_REMOTE_CACHE_BACKEND",
 )
 """Variables with which Triton never looks into its directory."""
+_FIRST_CONFIG = "VLLM_TRITON_FORCE_FIRST_CONFIG"
+"""With this, vLLM takes the first candidate, which is seldom the winner."""
 _OFF = ("", "0", "false", "off", "no", "n", "f")
 """How Triton reads a switch that is off."""
 
@@ -85,9 +91,10 @@ def misfits(
 ) -> tuple[Finding, ...]:
     """Return why a serving process here asks for other keys than `cached` has; ptxas first.
 
-    `found` is what `look_up` returns for `plan`, the manifest that was compiled, and the
-    directory of the cache. Where nothing that every key depends on differs, each launch
-    that Triton did not find is told as well, if it was `looked_up` in the cache at all.
+    `found` is what `look_up` returns for `plan`, the manifest that was compiled, the directory
+    of the cache and its selection. Where nothing that every key depends on differs, each launch
+    and winner that Triton did not find is told as well, if it was `looked_up` in the cache at
+    all.
     """
     built, here = cached.toolchain, found.toolchain
     first = _ptxas(cached, found)
@@ -96,7 +103,10 @@ def misfits(
     host = _host(built, here)
     others = [*keys, *sources, *host, *_records(cached, found), *_vllm(built, here, sources)]
     if looked_up and not first and not keys:
-        others += _launches(plan, found, {finding.subject for finding in sources}, bool(host))
+        changed = {finding.subject for finding in sources}
+        launches = {each.digest: each for each in selected_launches(plan, cached.selection)}
+        others += _launches(launches, found, changed, bool(host))
+        others += _winners(found, changed)
     return (*first, *in_order(others))
 
 
@@ -170,9 +180,13 @@ def _environment(name: str, expected: str, found: str) -> Finding:
 
 
 def _records(cached: CacheManifest, found: LookUp) -> Iterator[Finding]:
-    if cached.autotune_records and not found.surroundings.reads_records:
+    if not cached.autotune_records:
+        return
+    if not found.surroundings.reads_records:
         now = os.environ.get("TRITON_CACHE_AUTOTUNING", UNSET)
         yield _environment("TRITON_CACHE_AUTOTUNING", "1", now)
+    if os.environ.get(_FIRST_CONFIG, "").strip().lower() in ("1", "true"):
+        yield _environment(_FIRST_CONFIG, UNSET, os.environ[_FIRST_CONFIG])
 
 
 def _sources(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
@@ -233,9 +247,8 @@ def _vllm(built: Toolchain, here: Toolchain, sources: tuple[Finding, ...]) -> It
 
 
 def _launches(
-    plan: Manifest, found: LookUp, changed: set[str], other_host: bool
+    launches: Mapping[str, Launch], found: LookUp, changed: set[str], other_host: bool
 ) -> Iterator[Finding]:
-    launches = {launch.digest: launch for launch in plan.launches()}
     modules: Counter[str] = Counter()
     for answer in found.answers:
         if answer.kernel in changed:
@@ -258,3 +271,16 @@ def _launches(
             found=f"none for {count} launches: a C compiler would be called",
             fix="prewarm compile and prewarm pack again, in the image that will serve",
         )
+
+
+def _winners(found: LookUp, changed: set[str]) -> Iterator[Finding]:
+    for answer in found.records:
+        if answer.reason is not None and answer.kernel not in changed:
+            yield Finding(
+                code=NO_RECORD,
+                subject=answer.kernel,
+                expected=f"{candidate_text(answer.winner)} for {key_text(answer.tuning_key)}",
+                found=f"{answer.key}: {answer.reason}" if answer.key else answer.reason,
+                fix="prewarm compile --tunings FILE and prewarm pack again, from the manifest that"
+                " is deployed",
+            )

@@ -6,10 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from prewarm.core.cache import HostModule
+from prewarm.core.cache import AutotuneRecord, HostModule
 from prewarm.core.child import Refusal
-from prewarm.core.manifest import Manifest
+from prewarm.core.manifest import Candidate, Constexpr, Manifest
 from prewarm.core.record import Record
+from prewarm.core.selection import Selection
 from prewarm.core.toolchain import Toolchain
 
 
@@ -20,6 +21,7 @@ class Job(Record, kw_only=True):
     manifest: Manifest
     cache_dir: str
     jobs: int = 1
+    selection: Selection | None = None
 
 
 class Ready(Record, kw_only=True, tag="ready"):
@@ -71,6 +73,14 @@ class Failed(Record, kw_only=True, tag="failed"):
     reason: str
 
 
+class Recorded(Record, kw_only=True, tag="recorded"):
+    """What became of the autotune record of one tuning key."""
+
+    record: AutotuneRecord
+    change: Literal["written", "kept", "replaced", "removed"]
+    """Whether it was there before with the same content, with another, or is not wanted."""
+
+
 class Answer(Record, kw_only=True, tag="answer"):
     """What Triton finds for one launch."""
 
@@ -88,8 +98,23 @@ class Answer(Record, kw_only=True, tag="answer"):
     """Why a launch would still compile, or call a C compiler."""
 
 
+class RecordAnswer(Record, kw_only=True, tag="record_answer"):
+    """What Triton's autotuner finds for a tuning key that has a winner."""
+
+    kernel: str
+    tuning_key: dict[str, Constexpr]
+    winner: Candidate
+    """What it is to find."""
+    key: str | None
+    """The directory that it looks in; None where the kernel itself is another one."""
+    reason: str | None = None
+    """Why it would benchmark, or take another config."""
+
+
 Outcome = Compiled | Cached | Failed
-Message = Ready | Surroundings | Compiled | Cached | Failed | Answer | Refusal
+Message = (
+    Ready | Surroundings | Compiled | Cached | Failed | Recorded | Answer | RecordAnswer | Refusal
+)
 
 encode = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

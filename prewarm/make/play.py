@@ -11,10 +11,13 @@ from prewarm.core.child import Refusal
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_error
 from prewarm.core.manifest import Launch
+from prewarm.core.selection import selected_launches
 from prewarm.core.target import Target, target_named
+from prewarm.core.tuning_keys import tuning_keys
 from prewarm.device import toolchain, triton_seam
 from prewarm.device.fixed_heap import settle_heaps, settle_temporary_names
 from prewarm.device.libcuda import load_stub
+from prewarm.device.ptxas import choose_ptxas, path_of
 from prewarm.make.host_modules import build_host_module
 from prewarm.make.message import (
     Answer,
@@ -27,7 +30,7 @@ from prewarm.make.message import (
     Surroundings,
 )
 from prewarm.make.pool import run_forked
-from prewarm.make.ptxas import choose_ptxas, path_of
+from prewarm.make.records import check_candidates, look_up_records, settle_records
 
 _SERVING = "vllm.v1.worker.gpu_model_runner"
 """What the serving process has imported before its first launch: it may choose a ptxas."""
@@ -36,10 +39,11 @@ _REASON_LENGTH = 2000
 
 
 def compile_launches(job: Job) -> Iterator[Message]:
-    """Yield what became of every bound launch of the job's manifest.
+    """Yield what became of every bound launch and every autotune record of the job.
 
-    Raises InputError when this toolchain or a kernel's source is not the planned one,
-    HostError when this machine cannot compile or write.
+    Records are settled last, and only where every launch compiled. Raises InputError when this
+    toolchain or a kernel is not the planned one, HostError when this machine cannot compile or
+    write.
     """
     target = target_named(job.manifest.deployment.target)
     triton_seam.activate_virtual_driver(target)
@@ -51,17 +55,23 @@ def compile_launches(job: Job) -> Iterator[Message]:
             f"the manifest was planned with another toolchain:\n{rows}",
             "compile where it was planned, or plan again here",
         )
-    launches = [launch for launch in job.manifest.launches() if not launch.unbound]
+    asked = tuning_keys(job.manifest, job.selection)
+    launches = [each for each in selected_launches(job.manifest, job.selection) if not each.unbound]
     _check_sources(launches)
+    check_candidates(job.manifest, asked)
     triton_seam.build_host_modules_with(build_host_module, load_stub())
     triton_seam.load_utilities()
     settle_heaps()
     settle_temporary_names()
     yield Ready(toolchain=here)
+    complete = True
     for outcome in run_forked(_longest_first(launches), _compile, job.jobs, _crashed):
         yield outcome
+        complete = complete and not isinstance(outcome, Failed)
         if isinstance(outcome, Refusal):
             return
+    if complete:
+        yield from settle_records(job, asked)
 
 
 def _check_sources(launches: Sequence[Launch]) -> None:
@@ -123,7 +133,7 @@ def _crashed(launch: Launch, how: str) -> Failed:
 
 
 def look_up_launches(job: Job) -> Iterator[Message]:
-    """Yield what Triton finds for every bound launch, set up as the serving process is.
+    """Yield what Triton finds for every bound launch and winner, set up as serving is.
 
     Nothing is compiled or written, and no variable is taken from the manifest.
     """
@@ -134,9 +144,10 @@ def look_up_launches(job: Job) -> Iterator[Message]:
     triton_seam.look_only(load_stub())
     yield Ready(toolchain=toolchain.read_toolchain(target))
     yield _surroundings(job, target)
-    for launch in job.manifest.launches():
+    for launch in selected_launches(job.manifest, job.selection):
         if not launch.unbound:
             yield _answer(launch)
+    yield from look_up_records(tuning_keys(job.manifest, job.selection))
 
 
 def _surroundings(job: Job, target: Target) -> Surroundings:

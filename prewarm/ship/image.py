@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from prewarm.core.cache import CacheManifest
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import UnsupportedError
 from prewarm.core.record import Record
@@ -163,8 +164,8 @@ def labels(tree: CacheTree, mount_path: str | None) -> dict[str, str]:
         "machine": tools.machine,
         "libc": tools.libc,
         "launches": str(len(manifest.launches)),
-        "tuned": "true" if manifest.tuned else "false",
-        "first-start": first_start(tree),
+        **_tuning(manifest),
+        "first-start": tree.first_start,
         **({} if mount_path is None else {"mount-path": mount_path}),
     }
     entries = len({launch.key for launch in manifest.launches})
@@ -175,17 +176,14 @@ def labels(tree: CacheTree, mount_path: str | None) -> dict[str, str]:
     )
 
 
-def first_start(tree: CacheTree) -> str:
-    """Return what a first start with this cache still does, in words."""
-    work = []
-    if not tree.manifest.tuned:
-        work.append(
-            "benchmarks the candidates of autotuned kernels (about 10 s for 88 of them on an H100),"
-            " because it holds no tunings of this GPU"
-        )
-    if tree.manifest.unbound:
-        work.append(f"compiles {len(tree.manifest.unbound)} unbound launches")
-    return "; ".join(work) or "compiles nothing and benchmarks nothing"
+def _tuning(manifest: CacheManifest) -> dict[str, str]:
+    """Return what an image says of its winners, and of the GPU that they were measured on."""
+    selection = manifest.selection
+    found = {"tuned": "true" if manifest.tuned else "false"}
+    if selection is None or not manifest.autotune_records:
+        return found
+    found |= {"tuned-on": selection.gpu, "tunings": selection.tunings}
+    return found | {"tunings-of-another-gpu": "true"} if selection.foreign else found
 
 
 def _annotations(tree: CacheTree, created: str) -> dict[str, str]:
@@ -202,7 +200,7 @@ def _annotations(tree: CacheTree, created: str) -> dict[str, str]:
         f"{LABEL}.arch": f"sm_{manifest.target_arch}",
         f"{LABEL}.vllm": manifest.toolchain.vllm,
         f"{LABEL}.triton": manifest.toolchain.triton,
-        f"{LABEL}.tuned": "true" if manifest.tuned else "false",
+        **{f"{LABEL}.{name}": value for name, value in _tuning(manifest).items()},
     }
 
 

@@ -44,24 +44,29 @@ def source_date_epoch() -> int:
 
 
 def tar_of(files: Mapping[str, bytes], epoch: int) -> bytes:
-    """Return a tar of `files` and of every directory above them, parents first.
+    """Return a tar of `files` and of every directory above them, directories first.
 
-    Directories are 0775 and files 0664 of 0:0, so that a process of any user in group 0, as
-    clusters assign them, can store what it has to compile after all.
+    Files of one name follow each other, and equal ones directly: each launcher is there twice,
+    and gzip looks back 32 KiB. Directories are 0775 and files 0664 of 0:0, so that a process of
+    any user in group 0, as clusters assign them, can store what it has to compile after all.
     """
     parents = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(parents | set(files)):
+        for path in sorted(parents):
             info = tarfile.TarInfo(path)
-            info.mtime = epoch
-            if path in parents:
-                info.type, info.mode = tarfile.DIRTYPE, 0o775
-                tar.addfile(info)
-            else:
-                info.mode, info.size = 0o664, len(files[path])
-                tar.addfile(info, io.BytesIO(files[path]))
+            info.type, info.mode, info.mtime = tarfile.DIRTYPE, 0o775, epoch
+            tar.addfile(info)
+        for path, data in sorted(files.items(), key=_name_and_content):
+            info = tarfile.TarInfo(path)
+            info.size, info.mode, info.mtime = len(data), 0o664, epoch
+            tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def _name_and_content(file: tuple[str, bytes]) -> tuple[str, bytes, str]:
+    path, data = file
+    return PurePosixPath(path).name, data, path
 
 
 def compress(tar: bytes) -> bytes:

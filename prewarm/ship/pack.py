@@ -9,7 +9,7 @@ from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
-from prewarm.ship.image import first_start, image_of
+from prewarm.ship.image import image_of
 from prewarm.ship.layer import compress, source_date_epoch, tar_of
 from prewarm.ship.layout import write_layout
 from prewarm.ship.tree import cache_tree, rooted
@@ -69,7 +69,7 @@ def pack(manifest: Manifest, cache_dir: Path, out: Path, mount_path: str | None 
         launches=len(tree.manifest.launches),
         files=len(files),
         tuned=tree.manifest.tuned,
-        first_start=first_start(tree),
+        first_start=tree.first_start,
         mount_path=mount_path,
         sizes=Sizes(
             compiled=tree.compiled_size,

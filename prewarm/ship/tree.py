@@ -7,7 +7,6 @@ kernels, leftovers of a killed compile) stays behind.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +28,11 @@ from prewarm.core.cache import (
 from prewarm.core.digest import digest_of
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
+from prewarm.core.first_start import first_start
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import render_manifest
 from prewarm.core.record import Record
+from prewarm.core.tuning_keys import tuning_keys
 from prewarm.ship import mcv
 from prewarm.ship.entry import (
     GROUP_PREFIX,
@@ -57,6 +58,8 @@ class CacheTree(Record, kw_only=True):
     """By path, `prewarm/manifest.json` among them."""
     compiled_size: int
     """Bytes of the same entries as Triton left them."""
+    first_start: str
+    """What a first start with this cache still does, in words."""
 
     @property
     def identity(self) -> str:
@@ -155,15 +158,21 @@ def _tree(manifest: Manifest, compiled: Compiled, entries: _Entries) -> CacheTre
         toolchain=compiled.toolchain,
         launches=tuple(sorted(compiled.launches, key=lambda each: each.launch)),
         host_modules=tuple(sorted(compiled.host_modules, key=lambda each: each.key)),
+        selection=compiled.selection,
         autotune_records=tuple(sorted(compiled.autotune_records, key=lambda each: each.key)),
         unbound=tuple(sorted(compiled.unbound)),
-        tuned=not _untuned(manifest, compiled),
+        tuned=_is_tuned(manifest, compiled),
         sources={kernel.name: kernel.source for kernel in manifest.kernels},
         files=tuple(_described(path, files[path]) for path in sorted(files)),
     )
     files[CACHE_MANIFEST] = cache_document(described)
     size = sum(entries.size(key) for key in {*keys, *(key for key, _ in others)})
-    return CacheTree(manifest=described, files=files, compiled_size=size)
+    return CacheTree(
+        manifest=described,
+        files=files,
+        compiled_size=size,
+        first_start=first_start(manifest, compiled.selection, len(compiled.unbound)),
+    )
 
 
 def _described(path: str, data: bytes) -> CachedFile:
@@ -191,16 +200,10 @@ def _slim(entries: _Entries, key: str, arch: int) -> tuple[dict[str, bytes], dic
     }, metadata
 
 
-def _untuned(manifest: Manifest, compiled: Compiled) -> list[str]:
-    """Return the kernels that have fewer autotune records than tuning keys to look up."""
-    found = []
-    for kernel in manifest.kernels:
-        keys = {
-            json.dumps(s.tuning_key, sort_keys=True)
-            for s in kernel.specializations
-            if s.candidates is not None and len(kernel.candidates) > 1
-        }
-        records = [r for r in compiled.autotune_records if r.kernel == kernel.name]
-        if len(records) < len(keys):
-            found.append(kernel.name)
-    return found
+def _is_tuned(manifest: Manifest, compiled: Compiled) -> bool:
+    """Return whether every tuning key has its record; each winner must have one."""
+    winners = [key.winner for key in tuning_keys(manifest, compiled.selection)]
+    wanted, there = len(winners) - winners.count(None), len(set(compiled.autotune_records))
+    if there != wanted:
+        raise _IncompleteError(f"there are {there} autotune records of {wanted} winners")
+    return None not in winners

@@ -13,6 +13,7 @@ from prewarm.core.manifest_yaml import read_manifest
 from prewarm.make.compile import compile_manifest
 
 RECORDER = Path(__file__).with_name("record_sample.py")
+TUNED_RECORDER = Path(__file__).with_name("record_tuned.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,3 +52,21 @@ def compiled(sample, tmp_path_factory):
         return directory
 
     return compile_
+
+
+@pytest.fixture(scope="session")
+def prefill_plan(tmp_path_factory):
+    """Return a function from a target's name to a manifest of one prefill with its autotuners."""
+
+    @functools.cache
+    def record(target: str) -> Manifest:
+        out = tmp_path_factory.mktemp("prefill") / f"{target}.yaml"
+        subprocess.run(
+            [sys.executable, TUNED_RECORDER, target, out],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        return read_manifest(out)
+
+    return record

@@ -3,11 +3,12 @@
 A small stand-in for `prewarm plan`, so that the compiler is tested apart from the trace.
 """
 
-import importlib
 import os
 import sys
 import tempfile
 from pathlib import Path
+
+from prefill import play, prefill
 
 from prewarm.core.digest import digest_of
 from prewarm.core.manifest import (
@@ -21,23 +22,17 @@ from prewarm.core.manifest import (
 )
 from prewarm.core.manifest_yaml import write_manifest
 from prewarm.core.target import target_named
-from prewarm.device.libcuda import load_stub
 
 FEW = {"chunk_local_cumsum_scalar_kernel": 2, "l2norm_fwd_kernel2": 1, "chunk_fwd_kernel_o": 2}
 """Kernel to the number of its launches that the small sample keeps."""
 
 
-def record(target_name: str) -> tuple[list[Launch], object]:
-    target = target_named(target_name)
-    load_stub()
-    importlib.import_module("prewarm.device.virtual_torch").install(target)
-    from prewarm.device import triton_seam
-
-    triton_seam.activate_virtual_driver(target)
-    import torch
+def record(target: str) -> tuple[list[Launch], object]:
+    play(target)
     from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
+    from prewarm.device import triton_seam
     from prewarm.device.toolchain import read_toolchain
 
     launches: dict[str, Launch] = {}
@@ -48,34 +43,8 @@ def record(target_name: str) -> tuple[list[Launch], object]:
 
     JITFunction.run = run
     Autotuner.do_bench = property(lambda _: lambda call, quantiles: call() or [1.0, 1.0, 1.0])
-
-    from vllm.model_executor.layers.fla.ops.chunk import chunk_gated_delta_rule
-    from vllm.model_executor.layers.fla.ops.index import (
-        prepare_chunk_indices,
-        prepare_chunk_offsets,
-    )
-    from vllm.model_executor.layers.fla.ops.l2norm import l2norm_fwd
-
-    tokens, heads, value_heads, dim = 128, 16, 64, 128
-    q, k = (torch.zeros(1, tokens, heads, dim, dtype=torch.bfloat16) for _ in range(2))
-    v = torch.zeros(1, tokens, value_heads, dim, dtype=torch.bfloat16)
-    g = torch.zeros(1, tokens, value_heads)
-    beta = torch.zeros(1, tokens, value_heads, dtype=torch.bfloat16)
-    cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
-    l2norm_fwd(q)
-    chunk_gated_delta_rule(
-        q,
-        k,
-        v,
-        g,
-        beta,
-        initial_state=torch.zeros(1, value_heads, dim, dim, dtype=torch.bfloat16),
-        output_final_state=True,
-        cu_seqlens=cu_seqlens,
-        chunk_indices=prepare_chunk_indices(cu_seqlens, 64),
-        chunk_offsets=prepare_chunk_offsets(cu_seqlens, 64),
-    )
-    return list(launches.values()), read_toolchain(target)
+    prefill()
+    return list(launches.values()), read_toolchain(target_named(target))
 
 
 def manifest_of(target: str, launches: list[Launch], toolchain) -> Manifest:

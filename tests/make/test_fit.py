@@ -263,6 +263,8 @@ def test_a_packed_and_an_installed_cache_are_looked_up(sample, compiled, tmp_pat
         "launches": 5,
         "hits": 5,
         "unbound": 0,
+        "winners": 0,
+        "records": 0,
     }
     into.rename(tmp_path / "moved")
     assert main(["verify", str(tmp_path / "moved")]) == 1

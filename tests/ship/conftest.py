@@ -36,6 +36,7 @@ from prewarm.core.manifest import (
     Specialization,
     Trace,
 )
+from prewarm.core.selection import Choice, Selection
 from prewarm.core.toolchain import Ptxas, Toolchain
 from prewarm.ship.pack import Packed, pack
 
@@ -192,12 +193,15 @@ def cache(compiled_once, tmp_path) -> Cache:
 @pytest.fixture
 def tuned(cache) -> Cache:
     """The same with the autotune record that its one tuning key needs."""
-    config = {"kwargs": {"block": 128}, "num_warps": 4, "num_ctas": 1, "num_stages": 3}
+    winner = cache.manifest.kernels[0].candidates[1]
+    config = {"kwargs": winner.constexprs, "num_warps": 4, "num_ctas": 1, "num_stages": 3}
     record = cache.directory / RECORD_KEY / "add.autotune.json"
     record.parent.mkdir()
     record.write_text(json.dumps({"key": [1], "configs_timings": [[config, 0.01]]}))
     found = AutotuneRecord(kernel="kernels:add", key=RECORD_KEY, file=record.name)
-    return cache.with_index(autotune_records=(found,))
+    choice = Choice(kernel="kernels:add", key={"n": 1}, winner=winner, time=10.0)
+    selection = Selection(gpu="NVIDIA B200", tunings=digest_of(b"tunings"), choices=(choice,))
+    return cache.with_index(autotune_records=(found,), selection=selection)
 
 
 @pytest.fixture

@@ -67,18 +67,43 @@ def test_it_says_where_to_mount_it_only_when_made_for_a_place(packed, cache, tmp
     assert labels["dev.prewarm.mount-path"] == "/opt/prewarm"
 
 
-def test_it_says_what_a_first_start_still_does(packed, tuned, tmp_path):
-    labels = documents(packed[0])[1]["config"]["Labels"]
-    assert labels["dev.prewarm.tuned"] == "false"
-    assert labels["dev.prewarm.first-start"].startswith("benchmarks the candidates")
-    pack(tuned.manifest, tuned.directory, tmp_path / "tuned")
-    labels = documents(tmp_path / "tuned")[1]["config"]["Labels"]
-    assert labels["dev.prewarm.tuned"] == "true"
-    assert labels["dev.prewarm.first-start"] == "compiles nothing and benchmarks nothing"
+def labels_of(cache, out):
+    pack(cache.manifest, cache.directory, out)
+    manifest, config = documents(out)[:2]
+    labels = config["config"]["Labels"]
+    kept = {name: labels.get(f"dev.prewarm.{name}") for name in TUNING}
+    assert {name: manifest["annotations"].get(f"dev.prewarm.{name}") for name in TUNING} == kept
+    return labels["dev.prewarm.first-start"], tuple(kept.values())
+
+
+TUNING = ("tuned", "tuned-on", "tunings", "tunings-of-another-gpu")
+
+
+def test_it_says_what_a_first_start_still_does(cache, tmp_path):
+    said, tuning = labels_of(cache, tmp_path / "untuned")
+    assert said == (
+        "benchmarks the candidates of 1 of 1 tuning keys, 3 in all (about 1 s on an H100), because"
+        " there are no tunings of them: `prewarm tune` makes some where the GPU is"
+    )
+    assert tuning == ("false", None, None, None)
+
+
+def test_it_says_on_which_gpu_it_was_tuned(tuned, tmp_path):
+    said, tuning = labels_of(tuned, tmp_path / "tuned")
+    on = "winners were measured on NVIDIA B200"
+    assert said == f"compiles nothing and benchmarks nothing; {on}"
+    digest = tuned.compiled.selection.tunings
+    assert tuning == ("true", "NVIDIA B200", digest, None)
     unbound = tuned.with_index(unbound=("sha256:" + "0" * 64,))
-    pack(unbound.manifest, unbound.directory, tmp_path / "unbound")
-    labels = documents(tmp_path / "unbound")[1]["config"]["Labels"]
-    assert labels["dev.prewarm.first-start"] == "compiles 1 unbound launches"
+    assert labels_of(unbound, tmp_path / "unbound")[0] == f"compiles 1 unbound launches; {on}"
+
+
+def test_tunings_of_another_gpu_are_marked(tuned, tmp_path):
+    other = {"gpu": "NVIDIA H100 80GB HBM3", "foreign": True}
+    selection = msgspec.structs.replace(tuned.compiled.selection, **other)
+    said, tuning = labels_of(tuned.with_index(selection=selection), tmp_path / "image")
+    assert said.endswith("measured on NVIDIA H100 80GB HBM3, another GPU than the target")
+    assert tuning == ("true", "NVIDIA H100 80GB HBM3", selection.tunings, "true")
 
 
 def test_the_tag_is_one_a_registry_takes(packed):
