@@ -1,0 +1,1 @@
+"""Measures the configs of autotuned kernels on real GPUs and chooses winners."""

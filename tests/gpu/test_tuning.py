@@ -1,0 +1,38 @@
+"""Tunings measured on this GPU, and a cache assembled from them that vLLM's engine serves with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prewarm.core.manifest_yaml import read_manifest
+from prewarm.core.tunings_yaml import read_tunings
+from tests.gpu.machine import SERVE_ARGS, prewarm, serve, small_model, target_here
+
+pytestmark = pytest.mark.gpu
+
+
+def test_serving_with_tunings_neither_compiles_nor_benchmarks(tmp_path: Path) -> None:
+    """Winners measured here, one of them perhaps beyond the list, are found and compute right."""
+    serve_args = (str(small_model(tmp_path / "model")), *SERVE_ARGS, "--enforce-eager")
+    manifest, tunings = tmp_path / "manifest.yaml", tmp_path / "tunings.yaml"
+    compiled = tmp_path / "compiled"
+    prewarm("plan", "--target", target_here(), "--closure", 10, "-o", manifest, "--", *serve_args)
+    sizes = "64,1024=2,2048x8"
+    prewarm("tune", manifest, "--sizes", sizes, "--search", 6, "-o", tunings)
+    prewarm("compile", manifest, "--tunings", tunings, "--cache-dir", compiled)
+    prewarm("pack", manifest, "--cache-dir", compiled, "-o", tmp_path / "image")
+    cache = Path(prewarm("install", tmp_path / "image", "--into", tmp_path / "installed"))
+
+    served = serve(cache, *serve_args)
+
+    planned = {kernel.name for kernel in read_manifest(manifest).kernels}
+    counts = {name: count for name, count in served["counts"].items() if name in planned}
+    assert [miss for miss in served["misses"] if miss["kernel"] in planned] == []
+    assert sum(count.get("benchmark", 0) for count in counts.values()) == 0
+    assert sum(count.get("hit", 0) for count in counts.values()) > 15
+    assert served["error"] < 0.01
+    tuned = [key for kernel in read_tunings(tunings).kernels for key in kernel.keys]
+    assert len(tuned) == 6
+    assert all(key.score < 1.5 for key in tuned)
