@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 import prewarm
+from prewarm.core.search_space import MOST
 from prewarm.core.target import Target, target_named, targets
 from prewarm.output import Output, ReaderGoneError
 
@@ -118,6 +119,29 @@ _JOBS = click.option(
     default=None,
     help="Compiles at a time.  [default: the CPUs this process may use]",
 )
+_TUNINGS = _options(
+    click.option(
+        "--tunings",
+        type=_PATH,
+        multiple=True,
+        metavar="FILE",
+        help="Compile the winners in FILE only, and write Triton's autotune records of them.",
+    ),
+    click.option(
+        "--all-candidates", is_flag=True, help="With --tunings, compile all candidates besides."
+    ),
+    click.option(
+        "--one-winner",
+        is_flag=True,
+        help="With --tunings, leave out winners of single sizes: a smaller layer.",
+    ),
+    click.option(
+        "--tunings-of-another-gpu",
+        "other_gpu",
+        is_flag=True,
+        help="Take --tunings that were measured on another GPU than the target, and mark them.",
+    ),
+)
 _MOUNT_PATH = click.option(
     "--mount-path",
     metavar="DIR",
@@ -164,14 +188,29 @@ def plan(out: Output, /, output: Path | None, check: Path | None, **asked: Any) 
 @click.argument("manifest", type=_PATH)
 @_CACHE_DIR
 @_JOBS
+@_TUNINGS
 @_manners
 @click.pass_obj
-def compile_(out: Output, manifest: Path, cache_dir: Path, jobs: int | None) -> int:
-    """Compile every launch of a manifest, without a GPU."""
+def compile_(
+    out: Output,
+    /,
+    manifest: Path,
+    cache_dir: Path,
+    jobs: int | None,
+    tunings: tuple[Path, ...],
+    **how: bool,
+) -> int:
+    """Compile every launch of a manifest, without a GPU.
+
+    With tunings, the winners only.
+    """
     from prewarm import verbs
     from prewarm.core.manifest_yaml import read_manifest
 
-    counts = verbs.compile_launches(out, read_manifest(manifest), cache_dir, jobs)
+    found = read_manifest(manifest)
+    selection = verbs.select(out, found, verbs.read_tunings(tunings, **how), **how)
+    counts = verbs.compile_launches(out, found, cache_dir, jobs, selection)
+    verbs.say_first_start(out, found, selection)
     out.product(", ".join(f"{count} {kind}" for kind, count in counts.items()), counts)
     return _DONE
 
@@ -191,10 +230,50 @@ def pack(out: Output, manifest: Path, cache_dir: Path, output: Path, mount_path:
     return verbs.pack(out, read_manifest(manifest), cache_dir, output, mount_path)
 
 
+@cli.command()
+@click.argument("manifest", type=_PATH)
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write the tunings there.")
+@click.option("--gpus", metavar="LIST", help="Indexes or UUIDs: 0,1.  [default: all]")
+@click.option(
+    "--sizes",
+    metavar="LIST",
+    help="Prefill sizes, TOKENS[xSEQUENCES][=WEIGHT]: 2048,8192x8=2.  [default: 64 to the budget]",
+)
+@click.option(
+    "--search",
+    type=click.IntRange(min=0),
+    default=MOST,
+    show_default=True,
+    help="Most configs beyond its own list to try of each kernel.",
+)
+@click.option("--model", metavar="DIR", help="Where the model is, if not where it was planned.")
+@click.option(
+    "--work",
+    type=_PATH,
+    metavar="DIR",
+    help="Keep captured steps and compiled configs in DIR, and use those that are there.",
+)
+@click.option("--prepare-only", is_flag=True, help="Fill --work and stop: that needs no GPU.")
+@_JOBS
+@_manners
+@click.pass_obj
+def tune(out: Output, /, manifest: Path, output: Path | None, **asked: Any) -> int:
+    """Measure every config of the autotuned kernels on the GPUs of this machine.
+
+    Run it where the GPU is, in the image that will serve. Nothing is served: the prefill steps
+    of the deployment are captured without the GPU, and their kernels replayed on it.
+    """
+    from prewarm import verbs
+    from prewarm.core.manifest_yaml import read_manifest
+
+    return verbs.tune(out, read_manifest(manifest), output, **asked)
+
+
 @cli.command(cls=ServeVerb)
 @_TRACING
 @click.option("-o", "--output", type=_PATH, help="Image to write.  [default: MODEL-TARGET]")
 @_JOBS
+@_TUNINGS
 @click.option("--cache-dir", type=_PATH, help="Directory to compile into.  [default: per user]")
 @_MOUNT_PATH
 @click.option("--keep-manifest", type=_PATH, metavar="FILE", help="Write the manifest there too.")
@@ -205,15 +284,18 @@ def build(out: Output, /, output: Path | None, jobs: int | None, **asked: Any) -
     from prewarm import verbs
     from prewarm.core.manifest_yaml import write_manifest
 
-    cache_dir, mount_path, keep = (
-        asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest")
+    cache_dir, mount_path, keep, files = (
+        asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest", "tunings")
     )
+    how = {name: asked.pop(name) for name in ("all_candidates", "one_winner", "other_gpu")}
     verbs.check_output(output)
+    tunings = verbs.read_tunings(files, **how)
     found = verbs.trace(out, **asked)
     if keep is not None:
         write_manifest(keep, found)
     cache_dir = cache_dir or verbs.default_cache_dir(found)
-    verbs.compile_launches(out, found, cache_dir, jobs)
+    selection = verbs.select(out, found, tunings, **how)
+    verbs.compile_launches(out, found, cache_dir, jobs, selection)
     return verbs.pack(out, found, cache_dir, output or verbs.default_output(found), mount_path)
 
 
@@ -292,28 +374,55 @@ def diff(out: Output, old: Path, new: Path) -> int:
 
 
 @cli.command()
-@click.argument("thing", metavar="X")
+@click.argument("files", type=_PATH, nargs=-1, required=True, metavar="TUNINGS...")
+@click.option("-o", "--output", type=_PATH, required=True, metavar="FILE", help="Write it there.")
 @_manners
 @click.pass_obj
-def show(out: Output, thing: str) -> int:
+def merge(out: Output, files: tuple[Path, ...], output: Path) -> int:
+    """Make one file of several tunings of one GPU and one Triton.
+
+    What was measured twice is refused: nothing says which counts.
+    """
+    from prewarm.core.tunings_merge import merge as merge_
+    from prewarm.core.tunings_yaml import read_tunings, write_tunings
+
+    merged = merge_([read_tunings(file) for file in files])
+    write_tunings(output, merged)
+    out.product(str(output), {"path": str(output), "digest": merged.digest})
+    return _DONE
+
+
+@cli.command()
+@click.argument("thing", metavar="X")
+@click.option(
+    "--plot", type=_PATH, metavar="FILE", help="Draw tunings into FILE too: an .svg or a .png."
+)
+@_manners
+@click.pass_obj
+def show(out: Output, thing: str, plot: Path | None) -> int:
     """Show what a file or directory holds.
 
-    X is a manifest, an image layout, an installed or mounted cache, or the word `targets`.
+    X is a manifest, tunings, an image layout, an installed or mounted cache, or the word
+    `targets`.
     """
-    from prewarm import render
+    from prewarm import render, verbs
 
+    found: Any
+    data: Any
     if thing == "targets" and not os.path.exists(thing):
-        out.product(render.targets(targets().values()), tuple(targets().values()))
+        data = found = tuple(targets().values())
+        text = render.targets(found)
     elif os.path.isdir(thing):
         from prewarm.ship.verify import installed_manifest
 
-        found = installed_manifest(Path(thing))
-        out.product(render.cache(found), found)
+        data = found = installed_manifest(Path(thing))
+        text = render.cache(found)
     else:
-        from prewarm.core.manifest_yaml import read_manifest
-
-        manifest = read_manifest(Path(thing))
-        out.product(render.manifest(manifest), manifest)
+        found = verbs.read_document(Path(thing))
+        data, text = verbs.plain_document(found), render.document(found)
+    if plot is not None:
+        verbs.draw(out, found, plot)
+    out.product(text, data)
     return _DONE
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,9 +12,20 @@ from rich.text import Text
 
 from prewarm.core.cache import CacheManifest
 from prewarm.core.finding import Finding
-from prewarm.core.manifest import Kernel, Manifest, launches_of
+from prewarm.core.first_start import tuned_on
+from prewarm.core.manifest import Candidate, Kernel, Manifest, launches_of
 from prewarm.core.manifest_diff import Change
 from prewarm.core.target import Target
+from prewarm.core.tunings import (
+    Clocks,
+    KernelTunings,
+    KeyTuning,
+    Run,
+    Size,
+    SizeWinner,
+    Tunings,
+    key_text,
+)
 
 _KIB = 1024
 
@@ -55,6 +67,11 @@ def size(count: int) -> str:
 def short(kernel: str) -> str:
     """Return the function of `module:function`."""
     return kernel.rpartition(":")[2]
+
+
+def document(found: Manifest | Tunings) -> RenderableType:
+    """Return what a document holds."""
+    return tunings(found) if isinstance(found, Tunings) else manifest(found)
 
 
 def manifest(found: Manifest) -> RenderableType:
@@ -111,13 +128,20 @@ def cache(found: CacheManifest, identity: str | None = None) -> RenderableType:
         "identity": identity,
         **_deployment(found),
         "architecture": f"sm_{found.target_arch}",
-        "autotune records": "for every tuning key" if found.tuned else "not for every tuning key",
+        "autotune records": _records(found),
         "unbound launches": len(found.unbound) or None,
         "host modules": len(found.host_modules),
         "files": f"{len(found.files)}, {size(sum(file.size for file in found.files))}",
         "manifest": found.manifest,
     }
     return Group(facts(head), "", table(("kernel", "#launches"), sorted(by_kernel.items())))
+
+
+def _records(found: CacheManifest) -> str:
+    if found.selection is None or not found.autotune_records:
+        return "none"
+    keys = "every tuning key" if found.tuned else "some tuning keys"
+    return f"{len(found.autotune_records)}, for {keys}, measured on {tuned_on(found.selection)}"
 
 
 def targets(found: Iterable[Target]) -> RenderableType:
@@ -170,3 +194,99 @@ def findings(found: Sequence[Finding]) -> RenderableType:
 def _finding(finding: Finding) -> str:
     note = " (a note: no harm by itself)" if finding.note else ""
     return f"{finding}{note}\n  fix: {finding.fix}"
+
+
+def tunings(found: Tunings) -> RenderableType:
+    """Return what tunings hold: where they were measured, the winners, each key size by size."""
+    head = {
+        "GPU": f"{found.gpu}, sm_{found.arch}",
+        "Triton": found.triton,
+        "digest": found.digest,
+    }
+    keys = [(kernel, key) for kernel in found.kernels for key in kernel.keys]
+    columns = ("kernel", "winner", "in the list", "#score", "#gain", "vLLM's own", "confirmed")
+    parts: list[RenderableType] = [facts(head)]
+    for number, run in enumerate(found.runs, 1):
+        parts += ["", facts(_run(number, run))]
+    parts += ["", table(columns, (_key_row(kernel, key) for kernel, key in keys))]
+    for kernel, key in keys:
+        parts += ["", *_key(kernel, key, found.runs[key.run])]
+    return Group(*parts)
+
+
+def _run(number: int, run: Run) -> dict[str, object]:
+    return {
+        f"run {number}": f"{run.date}, {run.seconds:.0f} s, driver {run.driver}",
+        "  model": run.model,
+        "  serve arguments": " ".join(run.serve_args),
+        "  clocks": "; ".join(map(_clocks, run.clocks)),
+        "  sizes (weight)": ", ".join(f"{size_text(s)} ({s.weight:g})" for s in run.sizes),
+        "  noise": percent(run.noise),
+        "  winner is": run.objective,
+    }
+
+
+def _clocks(clocks: Clocks) -> str:
+    return (
+        f"SM {clocks.sm[0]}–{clocks.sm[1]} MHz, memory {clocks.memory} MHz,"
+        f" {clocks.temperature[0]}–{clocks.temperature[1]} °C, {clocks.power_limit:g} W"
+    )
+
+
+def _key_row(kernel: KernelTunings, key: KeyTuning) -> tuple[object, ...]:
+    return (
+        short(kernel.name),
+        config_text(key.winner),
+        "yes" if key.winner in kernel.candidates else "no, beyond it",
+        f"{key.score:.3f}",
+        f"{key.gain:.2f}×",
+        config_text(key.reference),
+        "yes" if key.confirmed else "no",
+    )
+
+
+def _key(kernel: KernelTunings, key: KeyTuning, run: Run) -> list[RenderableType]:
+    names = {"key": key_text(key.key), "shared": key_text(key.shared)}
+    columns = ("size", "best", "#µs", "#winner slower", "#vLLM's own slower", "#noise")
+    title = Text(short(kernel.name), style="bold")
+    return [title, facts(names), table(columns, _size_rows(key, run))]
+
+
+def _size_rows(key: KeyTuning, run: Run) -> Iterator[tuple[object, ...]]:
+    best = {(each.tokens, each.sequences): each.config for each in key.sizes}
+    noise = key.noise or (None,) * len(run.sizes)
+    for at, size_ in enumerate(run.sizes):
+        config = best.get((size_.tokens, size_.sequences))
+        if config is None:
+            yield size_text(size_), "not asked for", "", "", "", ""
+            continue
+        times = [key.times(each)[at] or math.nan for each in (config, key.winner, key.reference)]
+        yield (
+            size_text(size_),
+            "the winner" if config == key.winner else config_text(config),
+            f"{times[0]:.2f}",
+            *(percent(time / times[0] - 1) for time in times[1:]),
+            percent(noise[at] or 0.0),
+        )
+
+
+def percent(value: float) -> str:
+    """Return a ratio in percent; what rounds to nothing has no sign."""
+    return f"{round(100 * value, 1) + 0.0:.1f} %"
+
+
+def size_text(found: Size | SizeWinner) -> str:
+    """Return the size of a step: tokens, then sequences where there are several."""
+    return f"{found.tokens}×{found.sequences}" if found.sequences > 1 else str(found.tokens)
+
+
+def config_text(config: Candidate) -> str:
+    """Return a config of an autotuned kernel in a few words."""
+    parts = [
+        " ".join(f"{name}={value}" for name, value in config.constexprs.items()),
+        f"{config.num_warps} warp{'s' * (config.num_warps > 1)}",
+        f"{config.num_stages} stage{'s' * (config.num_stages > 1)}",
+        f"{config.num_ctas} CTAs" if config.num_ctas > 1 else "",
+        f"at most {config.maxnreg} registers" if config.maxnreg else "",
+    ]
+    return ", ".join(filter(None, parts))

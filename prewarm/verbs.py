@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
+from prewarm.core.capture import Capture
+from prewarm.core.document import read_text
 from prewarm.core.errors import HostError, InputError
+from prewarm.core.files import host_errors
 from prewarm.core.finding import MOUNT_PATH, UNKNOWN, Finding
+from prewarm.core.first_start import first_start, tuned_on
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_diff import compare
-from prewarm.core.manifest_yaml import read_manifest, render_manifest
-from prewarm.core.target import Target
+from prewarm.core.manifest_yaml import parse_manifest, read_manifest, render_manifest
+from prewarm.core.selection import Selection, selected_launches
+from prewarm.core.target import Target, target_named
+from prewarm.core.tuning_keys import tuning_keys
+from prewarm.core.tunings import Size, Tunings
 from prewarm.output import Output
 from prewarm.render import changes, findings, size
 
@@ -55,24 +64,80 @@ def check_output(output: Path | None) -> None:
         refuse_foreign(output)
 
 
-def compile_launches(
-    out: Output, manifest: Manifest, cache_dir: Path, jobs: int | None
-) -> dict[str, int]:
-    """Compile every launch of `manifest` into `cache_dir`; return how many of each outcome."""
-    from prewarm.make.compile import compile_manifest
+_OPTIONS = {
+    "all_candidates": "--all-candidates",
+    "one_winner": "--one-winner",
+    "other_gpu": "--tunings-of-another-gpu",
+}
 
-    launches = tuple(manifest.launches())
+
+def read_tunings(files: Sequence[Path], **how: bool) -> Tunings | None:
+    """Return what stands in `files` together, None without any; then the options ask in vain."""
+    if not files:
+        for option in (_OPTIONS[name] for name, given in how.items() if given):
+            raise InputError(f"{option} says how tunings are used, and there are none", "--tunings")
+        return None
+    from prewarm.core import tunings_yaml
+    from prewarm.core.tunings_merge import merge
+
+    return merge([tunings_yaml.read_tunings(file) for file in files])
+
+
+def select(
+    out: Output, manifest: Manifest, tunings: Tunings | None, **how: bool
+) -> Selection | None:
+    """Return what `tunings` choose for `manifest`, and say how much that settles."""
+    if tunings is None:
+        return None
+    from prewarm.core.select import select as select_
+
+    selection = select_(manifest, tunings, **how).selection
+    keys = tuning_keys(manifest, selection)
+    settled = sum(key.winner is not None for key in keys)
+    chosen, every = len([*selected_launches(manifest, selection)]), len([*manifest.launches()])
+    out.say(
+        f"tunings of {tuned_on(selection)} settle {settled} of {len(keys)} tuning keys:"
+        f" {chosen} launches, {every} with every candidate"
+    )
+    return selection
+
+
+def compile_launches(
+    out: Output,
+    manifest: Manifest,
+    cache_dir: Path,
+    jobs: int | None,
+    selection: Selection | None = None,
+) -> dict[str, int]:
+    """Compile what `selection` names into `cache_dir`; return how many of each outcome."""
+    from prewarm.make.compile import compile_manifest
+    from prewarm.make.message import Recorded
+
+    launches = tuple(selected_launches(manifest, selection))
     counts = {"compiled": 0, "cached": 0, "unbound": sum(bool(each.unbound) for each in launches)}
+    records = dict.fromkeys(("written", "kept", "replaced", "removed"), 0)
     out.say(f"compiling into {cache_dir}")
     with (
         out.progress("compiling", len(launches) - counts["unbound"]) as advance,
-        _closing(compile_manifest(manifest, cache_dir, jobs)) as outcomes,
+        _closing(compile_manifest(manifest, cache_dir, jobs, selection)) as outcomes,
     ):
         for outcome in outcomes:
+            if isinstance(outcome, Recorded):
+                records[outcome.change] += 1
+                continue
             kind = type(outcome).__name__.lower()
             counts[kind] = counts.get(kind, 0) + 1
             advance(f"{kind} {outcome.kernel}")
-    return counts
+    for change in ("replaced", "removed"):
+        if records[change]:
+            out.say(f"{change} {records[change]} autotune records of other tunings in {cache_dir}")
+    return {**counts, "recorded": sum(records.values()) - records["removed"]}
+
+
+def say_first_start(out: Output, manifest: Manifest, selection: Selection | None) -> None:
+    """Say what a first start with the cache of `manifest` and `selection` still does."""
+    unbound = sum(bool(each.unbound) for each in selected_launches(manifest, selection))
+    out.say(f"the first start with it {first_start(manifest, selection, unbound)}")
 
 
 @contextlib.contextmanager
@@ -83,6 +148,77 @@ def _closing(items: Iterator[T]) -> Iterator[Iterator[T]]:
     finally:
         if isinstance(items, Generator):
             items.close()
+
+
+def tune(
+    out: Output,
+    manifest: Manifest,
+    output: Path | None,
+    *,
+    gpus: str | None,
+    sizes: str | None,
+    search: int,
+    model: str | None,
+    work: Path | None,
+    prepare_only: bool,
+    jobs: int | None,
+) -> int:
+    """Measure on the GPUs here, write the tunings and the winners; return the exit code."""
+    from prewarm import render
+    from prewarm.core.tunings_yaml import write_tunings
+    from prewarm.tune.prepare import prepare
+    from prewarm.tune.sizes import default_sizes, parse_sizes
+    from prewarm.tune.tune import gpus_here
+    from prewarm.tune.tune import tune as tune_
+
+    if prepare_only and work is None:
+        raise InputError("--prepare-only needs --work DIR")
+    if not prepare_only and output is None:
+        raise InputError("no file to write the tunings to", "-o tunings/GPU.yaml")
+    wanted = parse_sizes(sizes) if sizes else default_sizes(manifest)
+    asked = tuple(filter(None, (gpus or "").split(",")))
+    chosen = () if prepare_only else gpus_here(target_named(manifest.deployment.target), asked)
+    with contextlib.ExitStack() as stack:
+        directory = work or Path(stack.enter_context(tempfile.TemporaryDirectory("-prewarm-tune")))
+        how = {"search": search, "model": model}
+        steps = _captured(out, manifest, wanted, directory / "capture.json", **how)
+        if prepare_only:
+            with out.progress("compiling") as advance:
+                prepare(manifest, steps, directory / "cache", jobs, advance)
+            out.product(str(directory), {"path": str(directory), "steps": len(steps.steps)})
+            return 0
+        with out.progress("tuning") as advance:
+            found = tune_(
+                manifest, steps, wanted, chosen, directory=directory, jobs=jobs, tell=advance
+            )
+    assert output is not None
+    write_tunings(output, found)
+    out.product(render.tunings(found), {"path": str(output), "digest": found.digest})
+    return 0
+
+
+def _captured(
+    out: Output,
+    manifest: Manifest,
+    sizes: tuple[Size, ...],
+    file: Path,
+    **how: Any,
+) -> Capture:
+    """Return the captured steps of `sizes`: those in `file`, or new ones, which are kept there."""
+    from prewarm.core.capture_file import check_capture, read_capture, write_capture
+    from prewarm.trace.capture import capture
+
+    if file.exists():
+        found = read_capture(file)
+        check_capture(found, manifest, sizes, str(file))
+        return found
+    with host_errors(f"make the directory {file.parent}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    out.say(f"capturing {len(sizes)} prefill steps on a virtual {manifest.deployment.target}")
+    with out.progress("capturing") as advance:
+        made = capture(manifest, sizes, progress=advance, **how)
+    write_capture(file, made)
+    return made
 
 
 def pack(
@@ -154,7 +290,7 @@ def _misfits(
         return found, {}
     out.say("looking every launch up as a vLLM worker would")
     with _entries(source, cache.entries, unsound) as entries:
-        looked = look_up(cache.plan, entries or Path(os.devnull))
+        looked = look_up(cache.plan, entries or Path(os.devnull), cache.manifest.selection)
     fits = misfits(cache.manifest, cache.plan, looked, looked_up=entries is not None)
     launches = len(looked.answers)
     hits = launches - len(looked.misses)
@@ -162,12 +298,18 @@ def _misfits(
         out.say("checked: integrity, toolchain; not checked: single launches")
         return (*fits, *found), {}
     out.say(f"checked: integrity, toolchain, launches: {hits} of {launches} are hits")
+    winners = len(looked.records)
+    found_winners = sum(answer.reason is None for answer in looked.records)
+    if winners:
+        out.say(f"autotune records: {found_winners} of {winners} name their winner")
     if unbound := len(cache.manifest.unbound):
         out.say(f"{unbound} more are unbound: the first start compiles them")
     return (*fits, *found), {
         "launches": launches,
         "hits": hits,
         "unbound": len(cache.manifest.unbound),
+        "winners": winners,
+        "records": found_winners,
     }
 
 
@@ -216,6 +358,44 @@ def differences(out: Output, old: Manifest, new: Manifest) -> int:
     else:
         out.product("no differences", plain)
     return int(old.digest != new.digest)
+
+
+def read_document(file: Path) -> Manifest | Tunings:
+    """Return the manifest or the tunings in `file`; raises InputError."""
+    from prewarm.core import tunings_yaml
+
+    text = read_text(file, "the document")
+    if tunings_yaml.holds_tunings(text):
+        return tunings_yaml.parse_tunings(text, str(file))
+    return parse_manifest(text, str(file))
+
+
+def plain_document(found: Manifest | Tunings) -> dict[str, Any]:
+    """Return a document as it stands in its file, as plain data."""
+    return {"schema": found.schema, "digest": found.digest, **msgspec.to_builtins(found)}
+
+
+def draw(out: Output, found: object, picture: Path) -> None:
+    """Draw tunings into the file `picture`.
+
+    Raises InputError for what is not tunings or another kind of file, HostError where
+    matplotlib is missing.
+    """
+    if not isinstance(found, Tunings):
+        raise InputError("--plot draws tunings, and this is something else")
+    if picture.suffix.lower() not in (".svg", ".png"):
+        raise InputError(
+            f"{picture}: a picture is an .svg or a .png", f"--plot {picture.with_suffix('.svg')}"
+        )
+    try:
+        from prewarm.plot import write_plot
+    except ImportError as error:
+        raise HostError(
+            f"matplotlib draws the picture, and it cannot be imported here: {error}",
+            "pip install 'prewarm[plot]'",
+        ) from error
+    write_plot(picture, found)
+    out.say(f"drawn into {picture}")
 
 
 def default_cache_dir(manifest: Manifest) -> Path:

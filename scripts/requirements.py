@@ -1,4 +1,4 @@
-"""Print what the development environment holds: dependencies, the vllm extra and the dev group."""
+"""Print what the development environment holds: dependencies, extras and the dev group."""
 
 import tomllib
 from pathlib import Path
@@ -7,6 +7,7 @@ project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 for requirement in (
     *project["project"]["dependencies"],
     *project["project"]["optional-dependencies"]["vllm"],
+    *project["project"]["optional-dependencies"]["plot"],
     *project["dependency-groups"]["dev"],
 ):
     print(requirement)

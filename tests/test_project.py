@@ -30,6 +30,7 @@ def test_everything_that_is_installed_is_pinned(root):
     wanted = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["vllm"],
+        *project["project"]["optional-dependencies"]["plot"],
         *project["dependency-groups"]["dev"],
     ]
     pins = (root / "constraints.txt").read_text("utf-8").splitlines()
@@ -49,6 +50,7 @@ def test_the_requirements_script_prints_all_of_them(root):
 
     assert [name_of(line) for line in done.stdout.splitlines()][:2] == ["click", "cryptography"]
     assert "vllm==0.25.1" in done.stdout
+    assert "matplotlib" in done.stdout
     assert "pytest-xdist" in done.stdout
 
 
