@@ -207,11 +207,36 @@ def tunings(found: Tunings) -> RenderableType:
     columns = ("kernel", "winner", "in the list", "#score", "#gain", "vLLM's own", "confirmed")
     parts: list[RenderableType] = [facts(head)]
     for number, run in enumerate(found.runs, 1):
-        parts += ["", facts(_run(number, run))]
+        mine = [key for _, key in keys if key.run == number - 1]
+        parts += ["", facts(_run(number, run)), "", table(_STEP_COLUMNS, _step_rows(mine, run))]
     parts += ["", table(columns, (_key_row(kernel, key) for kernel, key in keys))]
     for kernel, key in keys:
         parts += ["", *_key(kernel, key, found.runs[key.run])]
     return Group(*parts)
+
+
+_STEP_COLUMNS = ("a step of", "#vLLM's own, µs", "#winners", "#faster", "#by size", "#faster")
+
+
+def _step_rows(keys: Sequence[KeyTuning], run: Run) -> Iterator[tuple[object, ...]]:
+    """Yield what the tuned kernels of a step take together at each size of `run`."""
+    for at, size_ in enumerate(run.sizes):
+        totals = [0.0, 0.0, 0.0]
+        for key in keys:
+            best = {(each.tokens, each.sequences): each.config for each in key.sizes}
+            by_size = best.get((size_.tokens, size_.sequences), key.winner)
+            for place, config in enumerate((key.reference, key.winner, by_size)):
+                totals[place] += key.times(config)[at] or 0.0
+        own, winners, sized = totals
+        if own:
+            yield (
+                size_text(size_),
+                f"{own:.1f}",
+                f"{winners:.1f}",
+                f"{own / winners:.2f}×",
+                f"{sized:.1f}",
+                f"{own / sized:.2f}×",
+            )
 
 
 def _run(number: int, run: Run) -> dict[str, object]:

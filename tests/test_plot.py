@@ -46,6 +46,8 @@ def test_tunings_are_shown_head_winners_and_sizes(file, tunings, capsys):
     assert re.search(r"noise +0\.8 %", shown)
     columns = r"add +B=256, 8 warps, 3 stages +no, beyond it +1\.003 +1\.22× +B=64, 4 warps, 3 st"
     assert re.search(columns, shown)
+    step = r"^8192×8 +121\.0 +101\.0 +1\.20× +100\.0 +1\.21×$"
+    assert re.search(step, shown, re.MULTILINE)
     assert re.search(r"^shared +V=128$", shown, re.MULTILINE)
     assert re.search(
         r"^64 +B=64, 4 warps, 3 stages +3\.20 +9\.4 % +0\.0 % +2\.0 %$", shown, re.MULTILINE
