@@ -18,6 +18,7 @@ from prewarm.device import toolchain, triton_seam
 from prewarm.device.fixed_heap import settle_heaps, settle_temporary_names
 from prewarm.device.libcuda import load_stub
 from prewarm.device.ptxas import choose_ptxas, path_of
+from prewarm.device.sources import check_sources
 from prewarm.make.host_modules import build_host_module
 from prewarm.make.message import (
     Answer,
@@ -57,7 +58,7 @@ def compile_launches(job: Job) -> Iterator[Message]:
         )
     asked = tuning_keys(job.manifest, job.selection)
     launches = [each for each in selected_launches(job.manifest, job.selection) if not each.unbound]
-    _check_sources(launches)
+    check_sources({launch.kernel: launch.source for launch in launches})
     check_candidates(job.manifest, asked)
     triton_seam.build_host_modules_with(build_host_module, load_stub())
     triton_seam.load_utilities()
@@ -72,20 +73,6 @@ def compile_launches(job: Job) -> Iterator[Message]:
             return
     if complete:
         yield from settle_records(job, asked)
-
-
-def _check_sources(launches: Sequence[Launch]) -> None:
-    planned = {launch.kernel: launch.source for launch in launches}
-    changed = [
-        name
-        for name, source in planned.items()
-        if triton_seam.source_digest(triton_seam.kernel_named(name)) != source
-    ]
-    if changed:
-        raise InputError(
-            "the manifest was planned with other sources of\n  " + "\n  ".join(changed),
-            "plan again with this vLLM",
-        )
 
 
 def _longest_first(launches: Sequence[Launch]) -> list[Launch]:

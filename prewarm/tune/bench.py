@@ -146,8 +146,6 @@ class Bench:
         if rounds <= 0:
             return
         for number, step in enumerate(self._capture.steps):
-            alive = sum(map(len, self._alive))
-            self._tell(Progress(text=f"{group}: {alive} configs at {_size_text(step)}"))
             replay = Replay(step)
             for launch in replay.launches:
                 self._default(launch)()
@@ -156,12 +154,24 @@ class Bench:
                 for each in replay.launches
             ]
             runs = self._launchers(replay)
+            self._launch_each(runs)
+            alive = sum(map(len, self._alive))
+            self._tell(Progress(text=f"{group}: {alive} configs at {_size_text(step)}"))
             watch = Stopwatch(launches, self._l2)
             watch.settle(runs)
             for turn in range(rounds):
                 found = watch.round(runs, seed * 1000 + turn)
                 for (share, config), microseconds in found.items():
                     self._times[group][share][config][number].append(microseconds)
+
+    def _launch_each(self, runs: Mapping[int, Mapping[int, Sequence[Launcher]]]) -> None:
+        """Launch every config once: the first launch loads it, and may be one that kills."""
+        for share, configs in runs.items():
+            for config, launchers in configs.items():
+                self._tell(Trying(share=share, config=config))
+                for launch in launchers:
+                    launch()
+                torch.cuda.synchronize()
 
     def _launchers(self, replay: Replay) -> dict[int, dict[int, list[Launcher]]]:
         """Return share to config to what launches it, for the launches of this step in order."""

@@ -43,13 +43,8 @@ class Stopwatch:
     def settle(self, alive: Alive) -> None:
         """Load the GPU until its clocks have risen, and learn how long the host queues.
 
-        `alive` is that of `round`; everything in it is launched once, for what is launched
-        first is loaded first.
+        `alive` is that of `round`.
         """
-        for configs in alive.values():
-            for launchers in configs.values():
-                for launch in launchers:
-                    launch()
         chosen = {group: next(iter(configs.values())) for group, configs in alive.items()}
         end = time.monotonic() + _SETTLING
         queueing = []

@@ -38,7 +38,9 @@ def _measure(task: Task, pipe: IO[bytes]) -> None:
     import torch
 
     from prewarm.device.ptxas import choose_ptxas
+    from prewarm.device.sources import check_sources
     from prewarm.device.toolchain import read_toolchain
+    from prewarm.tune.bench import Bench
 
     if not torch.cuda.is_available():
         raise HostError(f"CUDA does not show GPU {task.gpu} to torch", "nvidia-smi -L")
@@ -54,30 +56,13 @@ def _measure(task: Task, pipe: IO[bytes]) -> None:
     if not task.shares:
         return
     capture = parse_json(Path(task.capture).read_bytes(), Capture, SCHEMA, "the captured steps")
-    _check_sources(capture)
-    from prewarm.tune.bench import Bench
+    check_sources({each.kernel: each.source for step in capture.steps for each in step.launches})
 
     bench = Bench(capture, task.shares, task.sizes, lambda message: _tell(pipe, message))
     gc.collect()
     gc.disable()  # a collection between two launches is a gap that a kernel would be blamed for
     for timed in bench.measure(task.schedule, task.seed, task.checked):
         _tell(pipe, timed)
-
-
-def _check_sources(capture: Capture) -> None:
-    from prewarm.device import triton_seam
-
-    captured = {each.kernel: each.source for step in capture.steps for each in step.launches}
-    changed = [
-        kernel
-        for kernel, source in captured.items()
-        if triton_seam.source_digest(triton_seam.kernel_named(kernel)) != source
-    ]
-    if changed:
-        raise InputError(
-            "the manifest was planned with other sources of\n  " + "\n  ".join(changed),
-            "plan again with this vLLM",
-        )
 
 
 if __name__ == "__main__":
