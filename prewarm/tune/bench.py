@@ -81,7 +81,7 @@ class Bench:
     def _check(self, known: Sequence[Checked]) -> None:
         for each in known:
             self._note(each)
-        for step in _steps_to_check(self._capture.steps):
+        for step in steps_to_check(self._capture.steps):
             self._tell(Progress(text=f"comparing results at {_size_text(step)}"))
             replay = Replay(step)
             for launch in replay.launches:
@@ -234,8 +234,17 @@ def _size_text(step: Step) -> str:
     return f"{step.tokens} tokens in {step.sequences} sequence{'s' * (step.sequences > 1)}"
 
 
-def _steps_to_check(steps: Sequence[Step]) -> list[Step]:
-    """Return the smallest step and the one next to 1,024 tokens with the most sequences."""
-    smallest = min(steps, key=lambda step: (step.tokens, step.sequences))
-    middle = min(steps, key=lambda step: (abs(step.tokens - 1024), -step.sequences))
-    return [smallest] if middle is smallest else [smallest, middle]
+def steps_to_check(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps at which results are compared, each once.
+
+    The smallest; the one next to 1,024 tokens with the most sequences; and of the steps with
+    the fewest sequences the one next to 4,096 tokens, because pipelines fill only in long loops.
+    """
+    fewest = min(step.sequences for step in steps)
+    alone = [step for step in steps if step.sequences == fewest]
+    chosen = (
+        min(steps, key=lambda step: (step.tokens, step.sequences)),
+        min(steps, key=lambda step: (abs(step.tokens - 1024), -step.sequences)),
+        min(alone, key=lambda step: abs(step.tokens - 4096)),
+    )
+    return [step for at, step in enumerate(chosen) if not any(step is s for s in chosen[:at])]
