@@ -13,8 +13,8 @@ OBJECTIVE = (
     "least weighted geometric mean, over the sizes, of what the tuned kernels of a step take"
     " together, at no size more than 3 % above the references;"
     " a reference is the listed candidate that is fastest at one sequence of the fewest tokens,"
-    " where vLLM tunes; within the noise, at most 1 %, fewer warps win, then fewer stages, then"
-    " smaller blocks, then a listed candidate"
+    " where vLLM tunes; within the noise, at most 1 %, a listed candidate wins, then fewer"
+    " warps, then fewer stages, then smaller blocks"
 )
 """What winners are."""
 

@@ -68,14 +68,17 @@ def confirming(config: ConfigTimings) -> Rounds:
     return config.confirming
 
 
-def cost(config: ConfigTimings) -> tuple[int, int, int, bool, bytes]:
-    """Return what orders configs from cheap to dear, the last part only to settle the order."""
+def cost(config: ConfigTimings) -> tuple[bool, int, int, int, bytes]:
+    """Return what orders configs from cheap to dear, the last part only to settle the order.
+
+    The kernel's own candidates come first: one beyond them has to be really faster.
+    """
     blocks = [value for value in config.config.constexprs.values() if type(value) is int]
     return (
+        not config.listed,
         config.config.num_warps,
         config.config.num_stages,
         math.prod(blocks),
-        not config.listed,
         canonical_json(config.config),
     )
 
