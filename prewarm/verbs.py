@@ -212,11 +212,11 @@ def _captured(
         found = read_capture(file)
         check_capture(found, manifest, sizes, str(file))
         return found
-    with host_errors(f"make the directory {file.parent}"):
-        file.parent.mkdir(parents=True, exist_ok=True)
     out.say(f"capturing {len(sizes)} prefill steps on a virtual {manifest.deployment.target}")
     with out.progress("capturing") as advance:
         made = capture(manifest, sizes, progress=advance, **how)
+    with host_errors(f"make the directory {file.parent}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_capture(file, made)
     return made
 
