@@ -61,9 +61,7 @@ def selected_launches(manifest: Manifest, selection: Selection | None) -> Iterat
 
     Without a selection, and for a tuning key that it does not name, that is every candidate.
     """
-    choices = (
-        {} if selection is None else {tuning_id(c.kernel, c.key): c for c in selection.choices}
-    )
+    choices = choices_by_id(selection)
     every = selection is None or selection.all_candidates
     seen: set[str] = set()
     for kernel in manifest.kernels:
@@ -78,6 +76,12 @@ def selected_launches(manifest: Manifest, selection: Selection | None) -> Iterat
 def tuning_id(kernel: str, key: dict[str, Constexpr]) -> bytes:
     """Return what tells one tuning key of one kernel from every other."""
     return canonical_json([kernel, key])
+
+
+def choices_by_id(selection: Selection | None) -> dict[bytes, Choice]:
+    """Return the choices of `selection` by the `tuning_id` of what they choose for."""
+    choices = () if selection is None else selection.choices
+    return {tuning_id(choice.kernel, choice.key): choice for choice in choices}
 
 
 def _launches(

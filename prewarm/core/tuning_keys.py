@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prewarm.core.manifest import Candidate, Constexpr, Kernel, Manifest
 from prewarm.core.record import Record
-from prewarm.core.selection import Choice, Selection, tuning_id
+from prewarm.core.selection import Choice, Selection, choices_by_id, tuning_id
 
 
 class TuningKey(Record, kw_only=True):
@@ -30,9 +30,7 @@ def tuning_keys(manifest: Manifest, selection: Selection | None) -> tuple[Tuning
 
     A kernel of one candidate has none: its autotuner looks nothing up.
     """
-    choices = (
-        {} if selection is None else {tuning_id(c.kernel, c.key): c for c in selection.choices}
-    )
+    choices = choices_by_id(selection)
     return tuple(
         TuningKey(
             kernel=kernel.name,

@@ -8,6 +8,7 @@ import msgspec
 
 from prewarm.core.digest import canonical_json
 from prewarm.core.errors import InputError
+from prewarm.core.selection import tuning_id
 from prewarm.core.tunings import KernelTunings, KeyTuning, Run, Tunings, key_text
 
 _ALIKE = {"gpu": "GPU", "arch": "architecture", "triton": "Triton"}
@@ -88,7 +89,7 @@ def _check_keys(kernels: Sequence[KernelTunings], runs: Sequence[Run]) -> None:
     twice = []
     for kernel in kernels:
         for key in kernel.keys:
-            other = first.setdefault(canonical_json([kernel.name, key.key]), key)
+            other = first.setdefault(tuning_id(kernel.name, key.key), key)
             if canonical_json(key) != canonical_json(other):
                 names = " and ".join(sorted((_name(runs[other.run]), _name(runs[key.run]))))
                 twice.append(f"{kernel.name}, {key_text(key.key)}: {names}")

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import msgspec
 import triton
 import triton.language as tl
 from msgspec import UNSET
@@ -738,13 +739,8 @@ def _config(tuner: Any, candidate: Candidate) -> Config:
     values = candidate.constexprs
     order = list(tuner.configs[0].kwargs)
     names = (*(n for n in order if n in values), *sorted(values.keys() - {*order}))
-    return Config(
-        {name: value_of(values[name]) for name in names},
-        num_warps=candidate.num_warps,
-        num_stages=candidate.num_stages,
-        num_ctas=candidate.num_ctas,
-        maxnreg=candidate.maxnreg,
-    )
+    ordered = {name: values[name] for name in names}
+    return config_of(msgspec.structs.replace(candidate, constexprs=ordered))
 
 
 def _listening_cache() -> Any:

@@ -60,14 +60,13 @@ class Engine:
     @property
     def limits(self) -> Limits:
         """What bounds a step of this deployment."""
-        scheduler, compilation = self.config.scheduler_config, self.config.compilation_config
+        budget, compilation = vllm_seam.budget(self.config), self.config.compilation_config
         graphs = compilation.cudagraph_mode.has_full_cudagraphs()
         sizes = tuple(sorted(compilation.cudagraph_capture_sizes or ())) if graphs else ()
-        speculation = self.config.speculative_config
         return Limits(
-            tokens=scheduler.max_num_batched_tokens,
-            sequences=scheduler.max_num_seqs,
-            model_length=self.config.model_config.max_model_len,
+            tokens=budget.tokens,
+            sequences=budget.sequences,
+            model_length=budget.model_length,
             graph_size=sizes[-1] if sizes else 0,
             graph_sizes=sizes,
             block=max(
@@ -76,7 +75,7 @@ class Engine:
             ),
             data_parallel=self.config.parallel_config.data_parallel_size > 1,
             prefix_caching=bool(self.config.cache_config.enable_prefix_caching),
-            draft_tokens=speculation.num_speculative_tokens if speculation else 0,
+            draft_tokens=budget.draft_tokens,
         )
 
     def drive(self, workload: Workload) -> None:

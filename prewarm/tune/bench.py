@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from prewarm.core.capture import Capture, Step
-from prewarm.core.digest import canonical_json
 from prewarm.core.errors import TuneError
-from prewarm.core.manifest import Candidate, Constexpr
+from prewarm.core.manifest import Candidate
+from prewarm.core.selection import tuning_id
 from prewarm.core.tunings import Size
 from prewarm.tune.message import (
     Checked,
@@ -40,10 +40,10 @@ class Bench:
         self._shares = shares
         self._sizes = sizes
         self._tell = tell
-        self._mine = {_name(share.kernel, share.key): i for i, share in enumerate(shares)}
+        self._mine = {tuning_id(share.kernel, share.key): i for i, share in enumerate(shares)}
         self._l2 = torch.cuda.get_device_properties(0).L2_cache_size
         self._working: dict[bytes, Candidate] = {}
-        self._checked: dict[tuple[int, int, int, int], Checked] = {}
+        self._checked: dict[tuple[int, int], dict[tuple[int, int], Checked]] = {}
         self._failed: list[list[str | None]] = []
         self._alive: list[list[int]] = []
         self._times = {group: self._no_times() for group in ("choosing", "confirming")}
@@ -106,7 +106,7 @@ class Bench:
         left = [
             (index, config)
             for index, config in enumerate(self._shares[share].configs)
-            if (share, index, *size) not in self._checked
+            if size not in self._checked.get((share, index), {})
             and self._outcome(share, index).failed is None
         ]
         reference = self._working_config(launch)
@@ -128,12 +128,12 @@ class Bench:
             self._note(checked)
 
     def _note(self, checked: Checked) -> None:
-        key = (checked.share, checked.config, checked.tokens, checked.sequences)
-        self._checked[key] = checked
+        by_size = self._checked.setdefault((checked.share, checked.config), {})
+        by_size[checked.tokens, checked.sequences] = checked
 
     def _outcome(self, share: int, config: int) -> Outcome:
         """Return the worst of what was seen of a config."""
-        seen = [c for c in self._checked.values() if (c.share, c.config) == (share, config)]
+        seen = self._checked.get((share, config), {}).values()
         return Outcome(
             deviation=max((c.deviation for c in seen), default=0.0),
             floor=max((c.floor for c in seen), default=0.0),
@@ -195,7 +195,7 @@ class Bench:
     # --- launches -------------------------------------------------------------------------
 
     def _share_of(self, launch: Launchable) -> int | None:
-        return self._mine.get(_name(launch.launch.kernel, launch.launch.tuning_key))
+        return self._mine.get(tuning_id(launch.launch.kernel, launch.launch.tuning_key))
 
     def _default(self, launch: Launchable) -> Launcher:
         """Return what launches it with a config that works."""
@@ -205,7 +205,7 @@ class Bench:
 
     def _working_config(self, launch: Launchable) -> Candidate:
         """Return the first of the kernel's own candidates that works."""
-        name = _name(launch.launch.kernel, launch.launch.tuning_key)
+        name = tuning_id(launch.launch.kernel, launch.launch.tuning_key)
         if name not in self._working:
             self._working[name] = self._find_working(launch)
         return self._working[name]
@@ -224,10 +224,6 @@ class Bench:
             else:
                 return config
         raise TuneError(f"no candidate of {launch.launch.kernel} runs on this GPU: {reason}")
-
-
-def _name(kernel: str, key: Mapping[str, Constexpr]) -> bytes:
-    return canonical_json([kernel, key])
 
 
 def _size_text(step: Step) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 
 from prewarm.core.capture import Capture, CapturedLaunch, TunedKernel, shared, sized_by
-from prewarm.core.digest import canonical_json
 from prewarm.core.errors import CompileError
 from prewarm.core.manifest import Manifest
-from prewarm.core.selection import Choice, Selection
+from prewarm.core.selection import Choice, Selection, tuning_id
 from prewarm.make.compile import compile_manifest
 from prewarm.make.message import Recorded
 from prewarm.tune.message import Share
@@ -23,7 +22,7 @@ def shares_of(capture: Capture) -> tuple[Share, ...]:
     """Return every tuning key that the steps reach, with the configs to measure."""
     kernels = {kernel.name: kernel for kernel in capture.kernels}
     keys = {
-        canonical_json([launch.kernel, launch.tuning_key]): launch
+        tuning_id(launch.kernel, launch.tuning_key): launch
         for step in capture.steps
         for launch in step.launches
         if launch.tuning_key

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from prewarm.core.capture import SCHEMA, Capture
+from prewarm.core.capture_file import read_capture
 from prewarm.core.child import Refusal, answers_to_parent
-from prewarm.core.document import parse_json
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.device.planned import plan_environment, use_cache
 from prewarm.tune.message import Message, Started, Task, decode_task, encode
@@ -55,9 +54,8 @@ def _measure(task: Task, pipe: IO[bytes]) -> None:
         )
     if not task.shares:
         return
-    capture = parse_json(Path(task.capture).read_bytes(), Capture, SCHEMA, "the captured steps")
+    capture = read_capture(Path(task.capture))
     check_sources({each.kernel: each.source for step in capture.steps for each in step.launches})
-
     bench = Bench(capture, task.shares, task.sizes, lambda message: _tell(pipe, message))
     gc.collect()
     gc.disable()  # a collection between two launches is a gap that a kernel would be blamed for
