@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from msgspec import UnsetType
-
-from prewarm.core.manifest import (
-    Argument,
-    Candidate,
-    Constexpr,
-    Kernel,
-    Manifest,
-    Specialization,
+from prewarm.core.asked import (
+    ABSENT,
+    Asked,
+    asked_by,
+    candidate_text,
+    constexpr_text,
+    differences,
+    distance,
 )
+from prewarm.core.manifest import Constexpr, Kernel, Manifest
 from prewarm.core.record import Record
 
-ABSENT = "(absent)"
 GIVEN = "(given)"
 
 
@@ -94,7 +93,7 @@ def _toolchains(old: Manifest, new: Manifest) -> Iterator[Change]:
 
 
 def _texts(values: Mapping[str, Constexpr]) -> dict[str, str]:
-    return {name: _value(value) for name, value in values.items()}
+    return {name: constexpr_text(value) for name, value in values.items()}
 
 
 def _unbound(manifest: Manifest) -> dict[str, str]:
@@ -129,16 +128,14 @@ def _kernel(old: Kernel, new: Kernel) -> Iterator[Change]:
     yield from _mappings(section, _head(old), _head(new))
     yield from _candidates(section, old, new)
     changes: Counter[tuple[str, str, str]] = Counter()
-    all_before, all_after = _asked(old), _asked(new)
+    all_before, all_after = _every(old), _every(new)
     for before, after in _pairs(all_before, all_after):
         if before is None or after is None:
             texts = _line(before, all_before), _line(after, all_after)
             changes["specialisation", *texts] += 1
             continue
-        for item in dict.fromkeys((*before, *after)):
-            was, is_now = before.get(item, ABSENT), after.get(item, ABSENT)
-            if was != is_now:
-                changes[item, was, is_now] += 1
+        for each in differences(before, after):
+            changes[each.field, each.known, each.here] += 1
     for (item, was, is_now), count in changes.items():
         yield Change(section=section, item=item, old=was, new=is_now, count=count)
 
@@ -158,36 +155,16 @@ def _candidates(section: str, old: Kernel, new: Kernel) -> Iterator[Change]:
             yield Change(section=section, item="candidate", old=there, new=now)
 
 
-def candidate_text(candidate: Candidate) -> str:
-    """Return `candidate` in one line: `BV=64, num_warps=4, num_stages=2, num_ctas=1`."""
-    values = {**candidate.constexprs, **candidate.options()}
-    return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
+def _every(kernel: Kernel) -> list[Asked]:
+    return [asked_by(kernel, specialization) for specialization in kernel.specializations]
 
 
-_Asked = dict[str, str]
-"""What a specialisation asks for: argument, option or tuning key to its text."""
-
-
-def _asked(kernel: Kernel) -> list[_Asked]:
-    return [_flat(kernel, specialization) for specialization in kernel.specializations]
-
-
-def _flat(kernel: Kernel, asked: Specialization) -> _Asked:
-    flat = {name: _argument(argument) for name, argument in asked.arguments.items()}
-    flat |= {f"option {name}": _value(value) for name, value in asked.options.items()}
-    flat |= {f"tuning key {name}": _value(value) for name, value in asked.tuning_key.items()}
-    if asked.candidates is not None:
-        texts = sorted(candidate_text(kernel.candidates[index]) for index in asked.candidates)
-        flat["candidates after pruning"] = f"{len(texts)}: {'; '.join(texts)}"
-    return flat
-
-
-def _pairs(old: list[_Asked], new: list[_Asked]) -> Iterator[tuple[_Asked | None, _Asked | None]]:
+def _pairs(old: list[Asked], new: list[Asked]) -> Iterator[tuple[Asked | None, Asked | None]]:
     """Yield specialisations that differ, each beside the one that it is most like."""
     before = [asked for asked in old if asked not in new]
     after = [asked for asked in new if asked not in old]
     distances = sorted(
-        (_distance(was, is_now), i, j)
+        (distance(was, is_now), i, j)
         for i, was in enumerate(before)
         for j, is_now in enumerate(after)
     )
@@ -202,35 +179,13 @@ def _pairs(old: list[_Asked], new: list[_Asked]) -> Iterator[tuple[_Asked | None
             yield None, after[j]
 
 
-def _distance(old: _Asked, new: _Asked) -> int:
-    return sum(old.get(item) != new.get(item) for item in {*old, *new})
-
-
-def _line(asked: _Asked | None, among: list[_Asked]) -> str:
+def _line(asked: Asked | None, among: list[Asked]) -> str:
     """Return what tells `asked` from the specialisation of its own manifest most like it."""
     if asked is None:
         return ABSENT
     others = [other for other in among if other is not asked]
     if not others:
         return ", ".join(f"{name}={text}" for name, text in asked.items())
-    nearest = min(others, key=lambda other: _distance(asked, other))
-    own = [f"{name}={text}" for name, text in asked.items() if nearest.get(name) != text]
+    alike = min(others, key=lambda other: distance(asked, other))
+    own = [f"{name}={text}" for name, text in asked.items() if alike.get(name) != text]
     return f"one more, with {', '.join(own)}"
-
-
-def _argument(argument: Argument) -> str:
-    if argument.unbound:
-        return "unbound"
-    if argument.by_candidate:
-        return "by candidate"
-    if not isinstance(argument.value, UnsetType):
-        return _value(argument.value)
-    if argument.equal_to_1:
-        return f"{argument.type} equal to 1"
-    return f"{argument.type} divisible by 16" if argument.divisible_by_16 else argument.type
-
-
-def _value(value: Constexpr) -> str:
-    if isinstance(value, dict):
-        return ", ".join(text.rpartition(":")[2] for text in value.values())
-    return str(value)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from prewarm.core.asked import candidate_text
 from prewarm.core.cache import CacheManifest
 from prewarm.core.finding import (
     ENVIRONMENT,
@@ -30,7 +31,6 @@ from prewarm.core.finding import (
     in_order,
 )
 from prewarm.core.manifest import Launch, Manifest
-from prewarm.core.manifest_diff import candidate_text
 from prewarm.core.selection import selected_launches
 from prewarm.core.target import Target
 from prewarm.core.toolchain import UNSET, Toolchain, ptxas_variable

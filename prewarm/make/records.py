@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from prewarm.core.asked import candidate_text
 from prewarm.core.child import Refusal
 from prewarm.core.errors import InputError, PrewarmError
 from prewarm.core.files import host_error
 from prewarm.core.manifest import Candidate, Manifest
-from prewarm.core.manifest_diff import candidate_text
 from prewarm.core.tuning_keys import TuningKey
 from prewarm.device import triton_seam
 from prewarm.make.entries import withdraw_index
