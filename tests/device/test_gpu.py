@@ -1,5 +1,6 @@
 """What the driver library says of the GPUs here."""
 
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ ASK = "from prewarm.device.gpu import visible_gpus; print(visible_gpus())"
 def asked(root, **environment):
     return subprocess.run(
         [sys.executable, "-c", ASK],
-        env={"PYTHONPATH": str(root), **environment},
+        env={"PYTHONPATH": os.pathsep.join([str(root), *sys.path]), **environment},
         check=True,
         capture_output=True,
         text=True,

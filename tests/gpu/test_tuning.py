@@ -15,12 +15,13 @@ pytestmark = pytest.mark.gpu
 
 def test_serving_with_tunings_neither_compiles_nor_benchmarks(tmp_path: Path) -> None:
     """Winners measured here, one of them perhaps beyond the list, are found and compute right."""
-    serve_args = (str(small_model(tmp_path / "model")), *SERVE_ARGS, "--enforce-eager")
+    model = small_model(tmp_path / "model")
+    serve_args = (str(model), *SERVE_ARGS, "--enforce-eager")
     manifest, tunings = tmp_path / "manifest.yaml", tmp_path / "tunings.yaml"
     compiled = tmp_path / "compiled"
     prewarm("plan", "--target", target_here(), "--closure", 10, "-o", manifest, "--", *serve_args)
-    sizes = "64,1024=2,2048x8"
-    prewarm("tune", manifest, "--sizes", sizes, "--search", 6, "-o", tunings)
+    few = ("--sizes", "64,1024=2,2048x8", "--search", 6)
+    prewarm("tune", manifest, *few, "--model", model, "-o", tunings)
     prewarm("compile", manifest, "--tunings", tunings, "--cache-dir", compiled)
     prewarm("pack", manifest, "--cache-dir", compiled, "-o", tmp_path / "image")
     cache = Path(prewarm("install", tmp_path / "image", "--into", tmp_path / "installed"))
