@@ -84,7 +84,12 @@ def child(module: str, request: bytes) -> Iterator[Child]:
                 stdin=stdin,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "TMPDIR": scratch, "PYTHONPATH": os.pathsep.join(paths)},
+                env={
+                    **os.environ,
+                    "PREWARM": "0",  # our own vLLM plugin has nothing to look after there
+                    "PYTHONPATH": os.pathsep.join(paths),
+                    "TMPDIR": scratch,
+                },
                 pass_fds=(write,),
                 start_new_session=True,
             )

@@ -7,7 +7,7 @@ launch goes Triton's own way, and so does one that shows no size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,11 @@ class Installed:
             triton_seam.restore_run(tuner)
 
 
-def install(choices: Iterable[Choice]) -> Installed:
+def install(choices: Iterable[Choice], heard: Heard | None = None) -> Installed:
     """Let the kernels of `choices` take the winner of each size, and return which do.
 
-    Imports their modules. Raises nothing for a kernel that cannot: it is left as it is.
+    `heard` is called for each tuning key that they settle, when it is first met. Imports their
+    modules. Raises nothing for a kernel that cannot: it is left as it is.
     """
     from prewarm.serve import triton_seam
 
@@ -81,7 +82,7 @@ def install(choices: Iterable[Choice]) -> Installed:
     for kernel, group in by_kernel.items():
         try:
             tuner = triton_seam.autotuner_named(kernel)
-            triton_seam.replace_run(tuner, _Chooser(kernel, tuner, group).pick)
+            triton_seam.replace_run(tuner, _Chooser(kernel, tuner, group, heard).pick)
             tuners[kernel] = tuner
         except PrewarmError as error:
             left[kernel] = str(error)
@@ -118,6 +119,8 @@ class _Winners:
         return found
 
 
+Heard = Callable[[str, Mapping[str, Any]], None]
+"""Told of a kernel and a tuning key of it, as a manifest names its parts."""
 Known = tuple[int, int | None, _Winners]
 """Where a launch shows its tokens, where its sequences, and the winners of its tuning key."""
 
@@ -153,9 +156,12 @@ class _Chooser:
     Triton tells it; the names in its tuning key are put together for the first of a kind alone.
     """
 
-    def __init__(self, kernel: str, tuner: Any, choices: Iterable[Choice]) -> None:
+    def __init__(
+        self, kernel: str, tuner: Any, choices: Iterable[Choice], heard: Heard | None
+    ) -> None:
         self._kernel = kernel
         self._tuner = tuner
+        self._heard = heard
         self._winners = {tuning_id(kernel, c.key): _Winners(tuner, c) for c in choices}
         self._forms: dict[tuple[Any, ...], _Form] = {}
 
@@ -191,4 +197,7 @@ class _Chooser:
 
         key = triton_seam.tuning_key_of(self._tuner, args, keywords)
         winners = self._winners.get(tuning_id(self._kernel, key))
-        return None if winners is None else form.knowing(winners)
+        known = None if winners is None else form.knowing(winners)
+        if known is not None and self._heard is not None:
+            self._heard(self._kernel, key)
+        return known
