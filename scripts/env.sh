@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The development environment: vLLM, prewarm's dependencies and the tools, pinned by constraints.txt.
 #
-#   scripts/env.sh path   print where it belongs
-#   scripts/env.sh make   make it there if it is not there whole
+#   scripts/env.sh path [PINS]   print where it belongs
+#   scripts/env.sh make [PINS]   make it there if it is not there whole
+#
+# PINS is another file of pins, with another release of vLLM: constraints/vllm-0.18.1.txt.
 #
 # It is shared between checkouts that pin the same versions, so prewarm itself is not installed in
 # it: the Makefile puts the checkout on PYTHONPATH.
@@ -10,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
+pins=${2:-constraints.txt}
 root=${XDG_CACHE_HOME:-$HOME/.cache}/prewarm
 need_gib=12
 
@@ -20,9 +23,12 @@ die() {
 }
 
 command -v "$python" >/dev/null || die "there is no $python" "install Python 3.11 or newer, or: make PYTHON=/path/to/python"
+[ -r "$pins" ] || die "there is no file of pins $pins" "these are there: constraints.txt $(echo constraints/*.txt)"
 version=$("$python" -c 'import platform, sys; print(sys.implementation.name, platform.python_version(), platform.machine())')
-key=$({ cat constraints.txt; echo "$version"; } | sha256sum | cut -c1-12)
-environment=$root/env-$key
+environment_of() { # environment_of PINS
+    echo "$root/env-$({ cat "$1"; echo "$version"; } | sha256sum | cut -c1-12)"
+}
+environment=$(environment_of "$pins")
 marker=$environment/prewarm-env-is-complete
 
 make_environment() {
@@ -46,7 +52,7 @@ make_environment() {
     "$python" -m venv "$environment"
     "$environment/bin/python" scripts/requirements.py >"$environment/requirements.txt"
     "$environment/bin/python" -m pip install -qq --no-cache-dir --disable-pip-version-check \
-        --constraint constraints.txt --requirement "$environment/requirements.txt"
+        --constraint "$pins" --requirement "$environment/requirements.txt"
     "$environment/bin/python" -c 'import importlib.util as u, pathlib, sys
 libraries = pathlib.Path(u.find_spec("torch").origin).parent / "lib"
 sys.exit(not (libraries / "libtorch_cuda.so").exists())' ||
@@ -54,8 +60,11 @@ sys.exit(not (libraries / "libtorch_cuda.so").exists())' ||
             "see which package index pip is set up to use: pip config list"
     touch "$marker"
 
+    ours=$(for each in constraints.txt constraints/*.txt; do
+        [ ! -r "$each" ] || environment_of "$each"
+    done)
     for other in "$root"/env-*; do
-        [ "$other" = "$environment" ] || [ ! -d "$other" ] ||
+        [ ! -d "$other" ] || grep -qxF "$other" <<<"$ours" ||
             echo "note: $other belongs to other versions; if no checkout uses it: rm -rf $other" >&2
     done
 }
@@ -66,12 +75,12 @@ path)
     ;;
 make)
     mkdir -p "$root"
-    exec 9>"$root/env-$key.lock"
+    exec 9>"$environment.lock"
     flock -n 9 || { echo "waiting for another checkout that makes $environment" >&2; flock 9; }
     make_environment
     ;;
 *)
-    echo "usage: scripts/env.sh path|make" >&2
+    echo "usage: scripts/env.sh path|make [PINS]" >&2
     exit 2
     ;;
 esac

@@ -1,5 +1,9 @@
-"""Print what the development environment holds: dependencies, extras and the dev group."""
+"""Print what the development environment holds: dependencies, extras and the dev group.
 
+Which release of vLLM is the pins' business: they name one each.
+"""
+
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,4 +14,4 @@ for requirement in (
     *project["project"]["optional-dependencies"]["plot"],
     *project["dependency-groups"]["dev"],
 ):
-    print(requirement)
+    print(re.sub(r"^vllm==.*", "vllm", requirement))

@@ -20,6 +20,7 @@ need make command -v make
 need util-linux command -v flock
 need skopeo command -v skopeo
 need umoci command -v umoci
+need docker-registry command -v docker-registry
 need python3-venv "$python" -c 'import ensurepip, venv'
 need python3-dev "$python" -c 'import pathlib, sysconfig
 assert pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()'

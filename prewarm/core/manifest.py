@@ -13,6 +13,11 @@ from prewarm.core.toolchain import Toolchain
 
 SCHEMA = "prewarm/manifest/v1"
 
+START_UP = "start-up"
+GRAPH_CAPTURE = "graph capture"
+BEFORE_SERVING = frozenset({START_UP, GRAPH_CAPTURE})
+"""What `via` calls work before the first request; any other is a kind of workload."""
+
 Constexpr = bool | int | float | str | dict[str, str] | None
 """A compile-time value; `{dtype: bf16}` is a Triton dtype, `{function: m:f}` a jit function."""
 

@@ -11,7 +11,7 @@ import torch
 from prewarm.core.capture import CapturedLaunch, Grid, Step, TensorView, TunedKernel, needed
 from prewarm.core.digest import canonical_json
 from prewarm.core.errors import UnsupportedError
-from prewarm.core.manifest import Candidate, Constexpr
+from prewarm.core.manifest import START_UP, Candidate, Constexpr
 from prewarm.core.search_space import search_space
 from prewarm.device import triton_seam
 from prewarm.device.triton_seam import Call
@@ -29,7 +29,7 @@ class Captor:
     """Captures what GDN layers launch after `begin`, up to the step that `reached` ends."""
 
     def __init__(self, search: int) -> None:
-        self.via = "start-up"
+        self.via = START_UP
         self.kernels: dict[str, TunedKernel] = {}
         self.step: Step | None = None
         self._search = search

@@ -18,11 +18,13 @@ from prewarm.device.planned import plan_environment
 from prewarm.trace.capture import Captured, CaptureRequest
 from prewarm.trace.environment import Watch
 from prewarm.trace.parent import Progress
-from prewarm.trace.plan import Planned, Request
+from prewarm.trace.plan import Request
 
 
 def main() -> int:
     """Answer the request on standard input through the pipe named on the command line."""
+    # Where prewarm is installed, vLLM would load its plugin: here nothing is served.
+    os.environ["PREWARM"] = "0"
     watch = Watch()
     with answers_to_parent() as pipe:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request | CaptureRequest)
@@ -43,7 +45,7 @@ def _answer(request: Request | CaptureRequest, watch: Watch, pipe: IO[bytes]) ->
         _become(request.target)
         from prewarm.trace.trace import trace
 
-        return Planned(manifest=trace(request, watch, progress))
+        return trace(request, watch, progress)
     plan_environment(request.manifest.toolchain)
     _become(target_named(request.manifest.deployment.target))
     from prewarm.trace.steps import capture_steps

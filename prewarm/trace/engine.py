@@ -5,10 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from prewarm.core.manifest import GRAPH_CAPTURE, START_UP
 from prewarm.trace import vllm_seam
 from prewarm.trace.workloads import Arrival, Limits, Workload
 
@@ -25,32 +26,15 @@ class Listener(Protocol):
         """Take every launch of the process inside the block."""
 
 
-class Engine:
-    """One engine, started as `vllm serve` starts it; launches go to the recorder."""
+class Driven:
+    """An engine whose scheduler is fed with workloads; launches go to the recorder."""
 
-    def __init__(
-        self,
-        args: Namespace,
-        model_directory: str,
-        recorder: Listener,
-        gpu_blocks: int | None = None,
-    ) -> None:
-        """Start the engine; `gpu_blocks` overrides the number that vLLM would find.
-
-        Raises InputError with vLLM's own reason, UnsupportedError without GDN layers.
-        """
+    def __init__(self, core: Any, recorder: Listener) -> None:
         self._recorder = recorder
         self._requests = 0
         self.steps = 0
-        config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
-        with recorder.recording(), torch.inference_mode():
-            recorder.via = "start-up"
-            self.core = vllm_seam.engine_core(config)
-            self.config = self.core.vllm_config
-            worker = vllm_seam.worker_of(self.core)
-            vllm_seam.warm_up(worker)
-            recorder.via = "graph capture"
-            vllm_seam.capture(worker)
+        self.core = core
+        self.config = core.vllm_config
 
     @property
     def gpu_blocks(self) -> int:
@@ -131,3 +115,27 @@ class Engine:
         request = vllm_seam.request(self.core, name, tokens[: arrival.prompt], arrival.output)
         self.core.add_request(request)
         return name
+
+
+class Engine(Driven):
+    """One engine, started as `vllm serve` starts it on a GPU that is not there."""
+
+    def __init__(
+        self,
+        args: Namespace,
+        model_directory: str,
+        recorder: Listener,
+        gpu_blocks: int | None = None,
+    ) -> None:
+        """Start the engine; `gpu_blocks` overrides the number that vLLM would find.
+
+        Raises InputError with vLLM's own reason, UnsupportedError without GDN layers.
+        """
+        config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
+        with recorder.recording(), torch.inference_mode():
+            recorder.via = START_UP
+            super().__init__(vllm_seam.engine_core(config), recorder)
+            worker = vllm_seam.worker_of(self.core)
+            vllm_seam.warm_up(worker)
+            recorder.via = GRAPH_CAPTURE
+            vllm_seam.capture(worker)

@@ -22,12 +22,16 @@ class Request(Record, kw_only=True, tag="plan"):
     target: Target
     closure: int
     seed: int
+    cache_directory: bool = False
+    """Whether to say as well where such a process looks for Triton's entries."""
 
 
 class Planned(Record, kw_only=True, tag=True):
     """The answer."""
 
     manifest: Manifest
+    cache_directory: str | None = None
+    """None where nobody names one, or it was not asked for."""
 
 
 def plan(
@@ -46,6 +50,29 @@ def plan(
     HostError without vLLM, without a C compiler or on another CPU architecture than the
     target's hosts, TryAgainError when the hub cannot be reached.
     """
-    check_host(target, platform.machine())
     request = Request(serve_args=serve_args, target=target, closure=closure, seed=seed)
-    return ask(request, Planned, progress).manifest
+    return _ask(request, progress).manifest
+
+
+def plan_to_serve(
+    serve_args: tuple[str, ...],
+    target: Target,
+    *,
+    closure: int = 50,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda text: None,
+) -> tuple[Manifest, str | None]:
+    """Return what `plan` does, and what TRITON_CACHE_DIR comes to in such a process here.
+
+    None where nobody names a directory. Raises what `plan` raises.
+    """
+    request = Request(
+        serve_args=serve_args, target=target, closure=closure, seed=seed, cache_directory=True
+    )
+    found = _ask(request, progress)
+    return found.manifest, found.cache_directory
+
+
+def _ask(request: Request, progress: Callable[[str], object]) -> Planned:
+    check_host(request.target, platform.machine())
+    return ask(request, Planned, progress)

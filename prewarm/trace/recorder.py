@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prewarm.core.manifest import Candidate, Constexpr, Launch
+from prewarm.core.manifest import START_UP, Candidate, Constexpr, Launch
 from prewarm.device import triton_seam
 
 
@@ -34,7 +34,7 @@ class Recorder:
     """Collects launches; `via` names the kind of workload under way."""
 
     def __init__(self) -> None:
-        self.via = "start-up"
+        self.via = START_UP
         self.found: dict[tuple[Any, ...], Recorded] = {}
         self._tuned: dict[tuple[Any, ...], list[Recorded]] = {}
         self._tuning: Tuning | None = None

@@ -16,14 +16,16 @@ from prewarm.trace.elsewhere import elsewhere_of
 from prewarm.trace.engine import Engine
 from prewarm.trace.environment import Watch
 from prewarm.trace.model_source import ModelSource, resolve_model
-from prewarm.trace.plan import Request
+from prewarm.trace.plan import Planned, Request
 from prewarm.trace.recorder import Recorder
 from prewarm.trace.unbound import unbind
 from prewarm.trace.workloads import Workload, boundary_workloads, random_workloads
 
 
-def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> Manifest:
+def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> Planned:
     """Return the manifest of `request`, traced in this process, which is the target already.
+
+    The cache directory comes last: asking for it changes the environment.
 
     Raises what `prewarm.trace.plan.plan` raises.
     """
@@ -44,7 +46,7 @@ def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> 
         progress(f"tracing again with {blocks[1]} GPU blocks")
         again = _again(args, source, blocks[1], needed)
         kernels, unbound = unbind(kernels, again, (blocks[0], blocks[1]))
-    return Manifest(
+    manifest = Manifest(
         deployment=Deployment(
             model=Model(name=source.name, revision=source.revision, config=source.config),
             serve_args=_portable(request.serve_args, args.model, source),
@@ -64,6 +66,8 @@ def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> 
         elsewhere=elsewhere_of(engine, request.target),
         kernels=kernels,
     )
+    directory = vllm_seam.cache_directory(engine.config) if request.cache_directory else None
+    return Planned(manifest=manifest, cache_directory=directory)
 
 
 def _drive(

@@ -69,11 +69,17 @@ def _moved(kernel: Kernel, other: Kernel) -> Moved:
 
 def _merge(kernel: Kernel, other: Kernel, moved: Moved) -> Kernel:
     marked = [_mark(one, moved) for one in (*kernel.specializations, *other.specializations)]
-    merged: dict[bytes, Specialization] = {}
+    alike: dict[bytes, list[Specialization]] = {}
     for one in marked:
-        merged.setdefault(identity_of(one), one)
-    kept = tuple(merged[key] for key in sorted(merged))
-    return msgspec.structs.replace(kernel, specializations=kept)
+        alike.setdefault(identity_of(one), []).append(one)
+    merged = tuple(_one_of(alike[key]) for key in sorted(alike))
+    return msgspec.structs.replace(kernel, specializations=merged)
+
+
+def _one_of(alike: Sequence[Specialization]) -> Specialization:
+    """Return the first, reached by whatever reaches any of them."""
+    via = tuple(sorted(set().union(*(one.via for one in alike))))
+    return msgspec.structs.replace(alike[0], via=via)
 
 
 def _mark(one: Specialization, moved: Moved) -> Specialization:

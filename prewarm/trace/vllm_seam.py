@@ -1,4 +1,6 @@
-"""Every private name of vLLM that prewarm uses, for vLLM 0.25.
+"""Every private name of vLLM that prewarm uses, for vLLM 0.18 and 0.25.
+
+What differs between releases stands in `vllm_releases`.
 
 The engine is vLLM's own: its argument parser, configuration, KV cache layout, scheduler,
 worker, model runner and metadata builders. Replaced are only the platform (the GPU is not
@@ -12,10 +14,13 @@ import dataclasses
 import inspect
 import io
 import itertools
+import os
 import sys
+import tempfile
 import types
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,10 +30,15 @@ from vllm.platforms.interface import DeviceCapability
 
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.target import Target
+from prewarm.device import triton_seam
 from prewarm.trace.agreement import Budget
+from prewarm.trace.vllm_releases import release_of
 
+RELEASE = release_of(metadata.version("vllm"))
 LOAD_FORMAT = "prewarm-no-weights"
 WORKER = "prewarm.trace.vllm_seam.VirtualWorker"
+LAYER_WORKER = "prewarm.trace.vllm_seam.LayerWorker"
+"""On a real GPU: a worker whose model is its GDN layers, without weights."""
 COMMUNICATOR = "prewarm.trace.vllm_seam.VirtualCommunicator"
 GATES = ("A_log", "dt_bias")
 """Parameters of GDN layers that decide how fast a state decays."""
@@ -95,28 +105,46 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def engine_config(args: Namespace, model_directory: str, gpu_blocks: int | None) -> Any:
+def engine_config(
+    args: Namespace, model_directory: str, gpu_blocks: int | None, worker: str = WORKER
+) -> Any:
     """Return the VllmConfig of `vllm serve` with `args`, its config read from `model_directory`.
 
     `gpu_blocks` overrides the number of GPU blocks; None leaves it to `args` or to vLLM.
 
     Raises InputError with vLLM's own reason for a combination that it refuses.
     """
+    engine_args = _engine_args(args, model_directory)
+    engine_args.load_format = LOAD_FORMAT
+    engine_args.worker_cls = worker
+    if gpu_blocks is not None:
+        engine_args.num_gpu_blocks_override = gpu_blocks
+    _register_loader()
+    return _served(engine_args)
+
+
+def dummy_engine_config(args: Namespace, model_directory: str) -> Any:
+    """Return the VllmConfig of `vllm serve` with `args`, weights made up; raises as above."""
+    engine_args = _engine_args(args, model_directory)
+    engine_args.load_format = "dummy"
+    return _served(engine_args)
+
+
+def _engine_args(args: Namespace, model_directory: str) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
 
     engine_args = AsyncEngineArgs.from_cli_args(args)
     engine_args.model = model_directory
     engine_args.revision = None
     engine_args.tokenizer = None
     engine_args.skip_tokenizer_init = True
-    engine_args.load_format = LOAD_FORMAT
-    engine_args.worker_cls = WORKER
-    engine_args.distributed_executor_backend = _executor_class()
     engine_args.language_model_only = True
-    if gpu_blocks is not None:
-        engine_args.num_gpu_blocks_override = gpu_blocks
-    _register_loader()
+    return engine_args
+
+
+def _served(engine_args: Any) -> Any:
+    from vllm.usage.usage_lib import UsageContext
+
     try:
         return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, NotImplementedError, AssertionError, TypeError) as error:
@@ -188,7 +216,9 @@ def _fake_process_group(world_size: int) -> None:
 
     @contextlib.contextmanager
     def graph_capture(group: Any, context: Any = None) -> Any:
-        yield context or parallel_state.GraphCaptureContext(torch.cuda.Stream())
+        context = context or parallel_state.GraphCaptureContext(torch.cuda.Stream())
+        with torch.cuda.stream(context.stream):
+            yield context
 
     dist.new_group = new_group  # type: ignore[assignment]
     parallel_state._node_count = lambda *_: 1
@@ -202,15 +232,28 @@ def engine_core(config: Any) -> Any:
     Raises InputError with vLLM's own reason, UnsupportedError for a model without GDN layers.
     """
     from vllm.v1.engine.core import EngineCore
-    from vllm.v1.executor.abstract import Executor
 
     if not config.model_config.is_hybrid:
         raise _no_gdn_layers(config)
-    if config.use_v2_model_runner:
+    if RELEASE.uses_second_runner(config):
         raise UnsupportedError(
             "vLLM would serve this with its second model runner, which prewarm cannot trace yet",
             "VLLM_USE_V2_MODEL_RUNNER=0, here and in serving",
         )
+    try:
+        return EngineCore(config, _executor_class(), log_stats=False)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+def whole_engine(config: Any) -> Any:
+    """Return vLLM's EngineCore of `config` with every worker of it, ready to serve.
+
+    Raises InputError with vLLM's own reason.
+    """
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor.abstract import Executor
+
     try:
         return EngineCore(config, Executor.get_class(config), log_stats=False)
     except (ValueError, NotImplementedError) as error:
@@ -229,12 +272,7 @@ def worker_of(core: Any) -> Any:
 
 def warm_up(worker: Any) -> None:
     """Run vLLM's own warm-up of GDN and block-table kernels, where this release has one."""
-    from vllm.model_executor.warmup.qwen_triton_warmup import qwen_triton_warmup
-    from vllm.model_executor.warmup.v1_block_table_warmup import warm_v1_block_table_kernels
-
-    runner = worker.model_runner
-    warm_v1_block_table_kernels(runner.device, runner.max_num_tokens)
-    qwen_triton_warmup(runner, worker.vllm_config.model_config)
+    RELEASE.warm_up(worker)
 
 
 def capture(worker: Any) -> None:
@@ -259,8 +297,35 @@ def request(core: Any, name: str, tokens: list[int], output: int) -> Any:
 
 def prefill_backend(core: Any) -> str:
     """Return the backend that vLLM chose for GDN prefill: `triton`, `flashinfer`, `cutedsl`."""
-    layer = gdn_layers(core.vllm_config)[0]
-    return str(getattr(layer, "gdn_prefill_backend", "triton"))
+    return RELEASE.prefill_backend(gdn_layers(core.vllm_config)[0])
+
+
+def cache_directory(config: Any) -> str | None:
+    """Return where a worker of `config` looks for Triton's entries, None where nobody names it.
+
+    vLLM's graph compiler may name another directory for the whole process when its own cache is
+    set up. That is done here, under a directory that is gone afterwards: call it at the very end.
+    """
+    from vllm.compilation.backends import CompilerManager
+    from vllm.compilation.compiler_interface import is_compile_cache_enabled
+    from vllm.config import CompilationMode
+
+    compilation = config.compilation_config
+    with tempfile.TemporaryDirectory() as scratch:
+        if compilation.mode == CompilationMode.VLLM_COMPILE:
+            disabled = not is_compile_cache_enabled(compilation.inductor_compile_config)
+            compiler = CompilerManager(compilation)
+            compiler.initialize_cache(os.path.join(scratch, "backbone"), disabled, "backbone")
+        found = triton_seam.cache_directory()
+    return found and found.replace(scratch, _compile_cache(compilation))
+
+
+def _compile_cache(compilation: Any) -> str:
+    """Return where vLLM's compiler of rank 0 keeps its cache; its hash is not known here."""
+    import vllm.envs
+
+    hashed = os.path.join(vllm.envs.VLLM_CACHE_ROOT, "torch_compile_cache", "HASH")
+    return os.path.join(compilation.cache_dir or hashed, "rank_0_0")
 
 
 def geometry(core: Any) -> dict[str, Any]:
@@ -291,7 +356,7 @@ def geometry(core: Any) -> dict[str, Any]:
         ("conv_state", "ssm_state"),
         layer.get_state_shape(),
         layer.get_state_dtype(),
-        layer.kv_cache,
+        RELEASE.states(layer),
         strict=False,
     ):
         facts[name] = f"{_dtype(dtype)} {'x'.join(map(str, shape))}"
@@ -375,7 +440,11 @@ def _agree_with_peers() -> None:
 
 def __getattr__(name: str) -> Any:
     """Build the virtual classes on first use: their bases only load under the virtual platform."""
-    made = {"VirtualWorker": _worker_class, "VirtualCommunicator": _communicator_class}.get(name)
+    made = {
+        "VirtualWorker": _worker_class,
+        "LayerWorker": _layer_worker_class,
+        "VirtualCommunicator": _communicator_class,
+    }.get(name)
     if made is None:
         raise AttributeError(name)
     globals()[name] = made()
@@ -409,7 +478,6 @@ def _communicator_class() -> type[Any]:
 def _worker_class() -> type[Any]:
     from vllm.config import CUDAGraphMode
     from vllm.v1.worker.gpu_worker import Worker
-    from vllm.v1.worker.worker_base import CompilationTimes
 
     class VirtualWorker(Worker):  # type: ignore[misc]
         """vLLM's GPU worker on a GPU that is not there."""
@@ -419,8 +487,8 @@ def _worker_class() -> type[Any]:
             _agree_with_peers()
             super().init_device()
 
-        def load_model(self, *, load_dummy_weights: bool = False) -> None:
-            super().load_model(load_dummy_weights=load_dummy_weights)
+        def load_model(self, **keywords: Any) -> None:
+            super().load_model(**keywords)
             _replace_compute(self.model_runner)
 
         @torch.inference_mode()
@@ -438,17 +506,56 @@ def _worker_class() -> type[Any]:
             return super().execute_model(scheduler_output)
 
         def compile_or_warm_up_model(self) -> Any:
-            return CompilationTimes(language_model=0.0, encoder=0.0)
+            return RELEASE.start_up_answer()
 
     return VirtualWorker
 
 
+def _layer_worker_class() -> type[Any]:
+    virtual = _worker_class()
+
+    class LayerWorker(virtual):  # type: ignore[misc, valid-type]
+        """vLLM's GPU worker on a real GPU, whose model is its GDN layers without weights."""
+
+        def load_model(self, **keywords: Any) -> None:
+            super().load_model(**keywords)
+            for layer in _distinct(gdn_layers(self.vllm_config)):
+                layer.to(self.model_runner.device)
+
+        @torch.inference_mode()
+        def determine_available_memory(self) -> int:
+            wanted = super().determine_available_memory()
+            free, total = torch.cuda.mem_get_info()
+            return int(min(wanted, free - total // 20))
+
+        def compile_or_warm_up_model(self) -> Any:
+            warm_up(self)
+            capture(self)
+            return super().compile_or_warm_up_model()
+
+    return LayerWorker
+
+
+def stand_alone() -> None:
+    """Let a worker of a deployment of many GPUs run alone on a real one.
+
+    Its collectives come to nothing. Call it before the engine is made.
+    """
+    platform = vllm.platforms.current_platform
+    type(platform).get_device_communicator_cls = classmethod(lambda _: COMMUNICATOR)
+
+
 def gdn_layers(vllm_config: Any) -> list[Any]:
     """Return the layers of the model that hold gated delta net (or KDA) states."""
-    from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
+    from vllm.model_executor.layers.mamba.abstract import MambaBase
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
 
     layers = vllm_config.compilation_config.static_forward_context.values()
-    return [layer for layer in layers if isinstance(layer, GatedDeltaNetAttention)]
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, MambaBase) and layer.get_attn_backend() is GDNAttentionBackend
+    ]
 
 
 def own_parameters(vllm_config: Any) -> list[tuple[str, torch.Tensor]]:
@@ -510,7 +617,7 @@ def _replace_compute(runner: Any) -> None:
     layers = gdn_layers(runner.vllm_config)
     if not layers:
         raise _no_gdn_layers(runner.vllm_config)
-    if any(getattr(layer, "gdn_prefill_backend", "") == "cutedsl" for layer in layers):
+    if any(RELEASE.prefill_backend(layer) == "cutedsl" for layer in layers):
         raise UnsupportedError(
             "--gdn-prefill-backend cutedsl cannot be traced", "--gdn-prefill-backend triton"
         )
@@ -525,7 +632,7 @@ def _replace_compute(runner: Any) -> None:
     def forward(input_ids: Any = None, positions: Any = None, *_: Any, **kwargs: Any) -> Any:
         embeds = kwargs.get("inputs_embeds")
         tokens = (input_ids if embeds is None else embeds).shape[0]
-        hidden_states = torch.empty(tokens, hidden_size, dtype=runner.dtype)
+        hidden_states = torch.empty(tokens, hidden_size, dtype=runner.dtype, device=runner.device)
         BATCH.in_layers = True
         for layer in distinct:
             _call_layer(layer, hidden_states, positions)
@@ -533,7 +640,7 @@ def _replace_compute(runner: Any) -> None:
         return hidden_states
 
     def compute_logits(hidden_states: torch.Tensor, *_: Any) -> torch.Tensor:
-        return torch.empty(hidden_states.shape[0], vocabulary, dtype=runner.dtype)
+        return hidden_states.new_empty(hidden_states.shape[0], vocabulary)
 
     lay_out = runner.initialize_kv_cache
 
@@ -556,14 +663,15 @@ def _sampler(runner: Any) -> Any:
     from vllm.v1.outputs import SamplerOutput
 
     turn = itertools.count()
+    like = {"dtype": torch.int32, "device": runner.device}
 
     def sample(logits: torch.Tensor, spec_decode_metadata: Any) -> Any:
         runner.input_batch.update_async_output_token_ids()
         requests = runner.input_batch.num_reqs
         if spec_decode_metadata is None:
-            tokens = torch.zeros(requests, 1, dtype=torch.int32)
+            tokens = torch.zeros(requests, 1, **like)
         else:
-            tokens = torch.full((requests, runner.num_spec_tokens + 1), -1, dtype=torch.int32)
+            tokens = torch.full((requests, runner.num_spec_tokens + 1), -1, **like)
             for row, drafted in zip(tokens, spec_decode_metadata.num_draft_tokens, strict=True):
                 row[: min(drafted, ACCEPTED.next(next(turn))) + 1] = 0
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
@@ -573,14 +681,15 @@ def _sampler(runner: Any) -> Any:
 
 def _drafter(runner: Any) -> Any:
     """Return a drafter that always proposes token 0."""
+    like = {"dtype": torch.int32, "device": runner.device}
 
     def propose(_: Any, sampled_token_ids: Any, *__: Any) -> torch.Tensor:
         requests = runner.input_batch.num_reqs
         if isinstance(sampled_token_ids, torch.Tensor):
             counts = (sampled_token_ids[:requests] >= 0).sum(dim=1, dtype=torch.int32)
-            first = torch.zeros(requests, dtype=torch.int32)
+            first = torch.zeros(requests, **like)
             runner._copy_valid_sampled_token_count(first, counts)
-        return torch.zeros(requests, runner.num_spec_tokens, dtype=torch.int32)
+        return torch.zeros(requests, runner.num_spec_tokens, **like)
 
     return propose
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from prewarm.core.audit import audit
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.manifest import Argument, Kernel, Manifest
 from prewarm.core.manifest_diff import compare
@@ -39,8 +41,12 @@ def _in_the_checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
 
 
+def _function(kernel: str) -> str:
+    return kernel.partition(":")[2]
+
+
 def _kernels(manifest: Manifest) -> dict[str, Kernel]:
-    return {kernel.name.partition(":")[2]: kernel for kernel in manifest.kernels}
+    return {_function(kernel.name): kernel for kernel in manifest.kernels}
 
 
 def _arguments(manifest: Manifest, kernel: str, argument: str) -> list[Argument]:
@@ -91,6 +97,28 @@ def test_mixed_batches_reach_a_kernel_of_their_own(planned: Planned) -> None:
 
     assert "mixed" in one.via
     assert not {"prefill", "decode", "chunked prefill"} & set(one.via)
+
+
+def test_start_up_benchmarks_whatever_inference_asks_for(planned: Planned) -> None:
+    """The GDN warm-up of this release runs in the memory profile, and asks for the right keys."""
+    found = audit(read_manifest(planned("b200", *MAIN)))
+
+    assert found.start_up.benchmarks == sum(CANDIDATES.values())
+    assert found.inference.benchmarks == 0
+    assert {_function(leak.kernel) for leak in found.leaks} == {"_zero_kv_blocks_kernel"}
+
+
+def test_without_graphs_the_kernels_of_decode_leak(planned: Planned) -> None:
+    """What a real engine compiled in inference on an H100, eager, after its own warm-up."""
+    manifest = planned("h100", SMALL, *TRITON, "--enforce-eager", closure=2)
+    leaks = audit(read_manifest(manifest)).leaks
+
+    assert Counter(_function(leak.kernel) for leak in leaks) == {
+        "_causal_conv1d_update_kernel": 3,
+        "fused_recurrent_gated_delta_rule_packed_decode_kernel": 2,
+        "layer_norm_fwd_kernel": 2,
+        "_zero_kv_blocks_kernel": 1,
+    }
 
 
 def test_the_number_of_cache_lines_is_found_unbound(planned: Planned) -> None:

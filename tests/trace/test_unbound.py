@@ -58,6 +58,23 @@ def test_a_plain_integer_in_another_class_is_another_launch() -> None:
     )
 
 
+def test_launches_that_become_one_are_reached_by_what_reached_each() -> None:
+    """Start-up and inference may see different values, or a class with one number only."""
+
+    def kernel(lines: int, *vias: str) -> Kernel:
+        rows = tuple(
+            Specialization(arguments={"lines": _constexpr(lines + i)}, via=(via,))
+            for i, via in enumerate(vias)
+        )
+        return Kernel(name="module:kernel", source="sha256:0", specializations=rows)
+
+    here, there = kernel(100, "start-up", "prefill"), kernel(117, "decode")
+    (merged,), _ = unbind([here], [there], (100, 117))
+
+    (one,) = merged.specializations
+    assert one.via == ("decode", "prefill", "start-up")
+
+
 def test_equal_traces_leave_the_kernels_as_they_are() -> None:
     """With or without compile-time values."""
     here = _kernel({"x": _constexpr(3), "y": Argument(type="*fp32", divisible_by_16=True)})

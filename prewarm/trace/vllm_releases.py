@@ -1,0 +1,130 @@
+"""What differs between releases of vLLM, as far as `vllm_seam` asks for it; it stands here alone.
+
+A release that changed something has an entry that says what, and keeps the rest of the one
+before. Whatever has one name in every release, or can be asked in one way, needs no entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from prewarm.core.errors import UnsupportedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The ways of one release of vLLM and of those after it, up to the next entry."""
+
+    since: tuple[int, int]
+    uses_second_runner: Callable[[Any], bool]
+    """Whether a deployment with this VllmConfig is served by the second model runner."""
+    warm_up: Callable[[Any], None]
+    """Runs the worker's own warm-up of Triton kernels between memory profiling and capture."""
+    start_up_answer: Callable[[], Any]
+    """What a worker's `compile_or_warm_up_model` returns when it took no time."""
+    states: Callable[[Any], Sequence[torch.Tensor]]
+    """The convolution's and the recurrence's state of a GDN layer, for all cache lines."""
+    prefill_backend: Callable[[Any], str]
+    """What a GDN layer prefills with: `triton`, `flashinfer`, `cutedsl`."""
+
+
+# --- 0.18 ---------------------------------------------------------------------------------
+
+
+def _second_runner_by_environment(_: Any) -> bool:
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_V2_MODEL_RUNNER)
+
+
+def _no_warm_up(_: Any) -> None:
+    """Do nothing: GDN kernels are warmed up while memory is profiled, or not at all."""
+
+
+def _states_of_first_engine(layer: Any) -> Sequence[torch.Tensor]:
+    return layer.kv_cache[0]
+
+
+def _backend_of_operator(layer: Any) -> str:
+    operator = getattr(layer, "chunk_gated_delta_rule", None)
+    if operator is None or operator._forward_method == operator.forward_native:
+        return "triton"
+    return "flashinfer"
+
+
+_0_18 = Release(
+    since=(0, 18),
+    uses_second_runner=_second_runner_by_environment,
+    warm_up=_no_warm_up,
+    start_up_answer=float,
+    states=_states_of_first_engine,
+    prefill_backend=_backend_of_operator,
+)
+
+
+# --- 0.25 ---------------------------------------------------------------------------------
+
+
+def _second_runner_by_config(config: Any) -> bool:
+    return bool(config.use_v2_model_runner)
+
+
+def _warm_up_block_tables_and_qwen(worker: Any) -> None:
+    from vllm.model_executor.warmup.qwen_triton_warmup import qwen_triton_warmup
+    from vllm.model_executor.warmup.v1_block_table_warmup import warm_v1_block_table_kernels
+
+    runner = worker.model_runner
+    warm_v1_block_table_kernels(runner.device, runner.max_num_tokens)
+    qwen_triton_warmup(runner, worker.vllm_config.model_config)
+
+
+def _no_compilation_times() -> Any:
+    from vllm.v1.worker.worker_base import CompilationTimes
+
+    return CompilationTimes(language_model=0.0, encoder=0.0)
+
+
+def _states(layer: Any) -> Sequence[torch.Tensor]:
+    return layer.kv_cache
+
+
+def _backend_of_layer(layer: Any) -> str:
+    return str(getattr(layer, "gdn_prefill_backend", "triton"))
+
+
+_0_25 = dataclasses.replace(
+    _0_18,
+    since=(0, 25),
+    uses_second_runner=_second_runner_by_config,
+    warm_up=_warm_up_block_tables_and_qwen,
+    start_up_answer=_no_compilation_times,
+    states=_states,
+    prefill_backend=_backend_of_layer,
+)
+
+
+# --- all ----------------------------------------------------------------------------------
+
+RELEASES = (_0_18, _0_25)
+"""Oldest first."""
+
+
+def release_of(version: str) -> Release:
+    """Return the ways of the vLLM whose version is `version`; newer ones have the newest.
+
+    Raises UnsupportedError for one that is older than all of them.
+    """
+    major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
+    found = [release for release in RELEASES if release.since <= (major, minor)]
+    if not found:
+        oldest = ".".join(map(str, RELEASES[0].since))
+        raise UnsupportedError(
+            f"vLLM {version} cannot be traced: prewarm knows vLLM from {oldest} on",
+            "pip install 'prewarm[vllm]'",
+        )
+    return found[-1]
