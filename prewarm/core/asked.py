@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec import UnsetType
@@ -82,6 +82,20 @@ def asked_of(launch: Launch) -> Asked:
     return _asked(launch.arguments, launch.options)
 
 
+def config_fields(*kernels: Kernel) -> frozenset[str]:
+    """Return the items of `asked_of` that the config of an autotuned kernel decides."""
+    tuned = [kernel for kernel in kernels if kernel.candidates]
+    options = (name for kernel in tuned for each in kernel.candidates for name in each.options())
+    arguments = (
+        name
+        for kernel in tuned
+        for each in kernel.specializations
+        for name, argument in each.arguments.items()
+        if argument.by_candidate
+    )
+    return frozenset({*arguments, *(f"option {name}" for name in options)})
+
+
 def asked_by(kernel: Kernel, specialization: Specialization) -> Asked:
     """Return what a `specialization` of `kernel` asks for, its candidates as one item."""
     asked = _asked(specialization.arguments, specialization.options)
@@ -114,6 +128,27 @@ def nearest(asked: Asked, known: Iterable[tuple[Known, Asked]]) -> tuple[Known, 
     return min(known, key=lambda each: distance(asked, each[1]), default=None)
 
 
+def pairs(old: Sequence[Asked], new: Sequence[Asked]) -> Iterator[tuple[int | None, int | None]]:
+    """Yield indexes into `old` and `new`: each beside the one that it is most like.
+
+    None stands beside what has no counterpart.
+    """
+    distances = sorted(
+        (distance(was, is_now), i, j) for i, was in enumerate(old) for j, is_now in enumerate(new)
+    )
+    mates: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, i, j in distances:
+        if i not in mates and j not in taken:
+            mates[i] = j
+            taken.add(j)
+    for i in range(len(old)):
+        yield i, mates.get(i)
+    for j in range(len(new)):
+        if j not in taken:
+            yield None, j
+
+
 def differences(known: Asked, here: Asked) -> tuple[Difference, ...]:
     """Return every item in which the two differ, in the order of `here`."""
     return tuple(
@@ -124,17 +159,24 @@ def differences(known: Asked, here: Asked) -> tuple[Difference, ...]:
 
 
 def in_words(
-    difference: Difference, known: str = "in the cache", unbound: Sequence[Unbound] = ()
+    difference: Difference,
+    known: str = "in the cache",
+    unbound: Sequence[Unbound] = (),
+    *,
+    here: str = "here",
 ) -> str:
     """Return the difference as a user of vLLM says it, with the serve argument that mends it.
 
     `` `num_cache_lines` is 150 in the cache and 1204 here: pin --num-gpu-blocks-override``.
-    `known` is where the other launch stands; `unbound` are the arguments that can be pinned.
+    `known` and `here` say where the two stand; `unbound` are the arguments that can be pinned.
     """
-    there, here = _plain(difference.known), _plain(difference.here)
-    words = f"`{difference.field}` is {there} {known} and {here} here"
+    there, now = _plain(difference.known), _plain(difference.here)
+    words = f"`{difference.field}` is {there} {known} and {now} {here}"
     pin = next((each.pin for each in unbound if each.argument == difference.field), None)
-    return f"{words}: pin {pin}" if pin else words
+    if pin is None:
+        return words
+    mend = "build with" if difference.known == UNBOUND else "pin"
+    return f"{words}: {mend} {pin}"
 
 
 def _plain(text: str) -> str:

@@ -25,9 +25,15 @@ MOUNT_PATH = "P205"
 ENVIRONMENT = "P206"
 HOST = "P207"
 VLLM = "P208"
+OTHER_DIRECTORY = "P209"
+READ_ONLY = "P210"
 MISS = "P301"
 NO_HOST_MODULE = "P302"
 NO_RECORD = "P303"
+NOT_HELD = "P304"
+UNTUNED = "P305"
+UNBOUND_LAUNCH = "P306"
+UNASKED = "P307"
 
 CODES = {
     MISSING: "missing file",
@@ -44,9 +50,15 @@ CODES = {
     ENVIRONMENT: "the environment keeps Triton from the entries",
     HOST: "built for another Python ABI, CPU architecture or C library",
     VLLM: "built with another vLLM",
+    OTHER_DIRECTORY: "serving looks in another directory",
+    READ_ONLY: "the process that serves cannot add entries",
     MISS: "Triton does not find a launch",
     NO_HOST_MODULE: "Triton does not find a host module",
     NO_RECORD: "Triton's autotuner does not find a winner",
+    NOT_HELD: "the cache was not built with a launch of this deployment",
+    UNTUNED: "the cache has no winner for a tuning key of this deployment",
+    UNBOUND_LAUNCH: "a launch is known only when serving starts",
+    UNASKED: "this deployment never asks for some entries",
 }
 
 
@@ -61,7 +73,7 @@ class Finding(Record, kw_only=True):
     fix: str
     """The command or edit that mends it."""
     note: bool = False
-    """Something to know that does no harm by itself, and is no reason to exit 1."""
+    """Something to know that is as it was built, or does no harm: no reason to exit 1."""
 
     def __str__(self) -> str:
         """Return the finding in one line, without the fix."""

@@ -13,6 +13,7 @@ from prewarm.core.asked import (
     constexpr_text,
     differences,
     distance,
+    pairs,
 )
 from prewarm.core.manifest import Constexpr, Kernel, Manifest
 from prewarm.core.record import Record
@@ -163,20 +164,8 @@ def _pairs(old: list[Asked], new: list[Asked]) -> Iterator[tuple[Asked | None, A
     """Yield specialisations that differ, each beside the one that it is most like."""
     before = [asked for asked in old if asked not in new]
     after = [asked for asked in new if asked not in old]
-    distances = sorted(
-        (distance(was, is_now), i, j)
-        for i, was in enumerate(before)
-        for j, is_now in enumerate(after)
-    )
-    mates: dict[int, int] = {}
-    for _, i, j in distances:
-        if i not in mates and j not in mates.values():
-            mates[i] = j
-    for i, was in enumerate(before):
-        yield was, after[mates[i]] if i in mates else None
-    for j in range(len(after)):
-        if j not in mates.values():
-            yield None, after[j]
+    for i, j in pairs(before, after):
+        yield None if i is None else before[i], None if j is None else after[j]
 
 
 def _line(asked: Asked | None, among: list[Asked]) -> str:

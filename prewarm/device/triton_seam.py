@@ -289,14 +289,26 @@ def launch_of(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -
     binder reads the arguments. Raises UnsupportedError for what a manifest cannot hold.
     """
     inner = jit_function(function)
-    name = kernel_name(inner)
     passed = {k: v for k, v in keywords.items() if k not in _OPTIONS_OF_RUN}
-    bound, specialization, options = _binder(inner)(*args, **passed)
+    return launch_of_bound(inner, *_binder(inner)(*args, **passed))
+
+
+def launch_of_bound(
+    function: Any,
+    bound: Mapping[str, Any],
+    specialization: Sequence[tuple[Any, Any]],
+    options: Mapping[str, Any],
+) -> Launch:
+    """Return the launch of the JITFunction `function` that its binder settled like this.
+
+    Raises UnsupportedError for what a manifest cannot hold.
+    """
+    passed = {k: v for k, v in options.items() if k not in _OPTIONS_OF_RUN}
     return Launch(
-        kernel=name,
-        source=source_digest(inner),
-        arguments=_arguments(inner, bound, specialization),
-        options={k: constexpr_of(v, k) for k, v in sorted(options.items())},
+        kernel=kernel_name(function),
+        source=source_digest(function),
+        arguments=_arguments(function, bound, specialization),
+        options={k: constexpr_of(v, k) for k, v in sorted(passed.items())},
     )
 
 
@@ -812,6 +824,14 @@ def _as_found(source: str, name: str, path: Path) -> Iterator[HostModule]:
     yield HostModule(name=name, key=_directory_of(source + platform_key()), file=path.name)
 
 
+def load_launcher(entry: Entry) -> None:
+    """Load the host launcher of `entry` as a launch does, built if it is not there.
+
+    Raises what the build raises.
+    """
+    active_driver.active.launcher_cls(entry.kernel.src, entry.kernel.metadata)
+
+
 def load_utilities() -> None:
     """Load Triton's `cuda_utils`, built if it is not there; raises what the build raises."""
     nvidia_driver.CudaUtils()
@@ -895,6 +915,12 @@ def ptxas_of_text(text: str, chosen_by: str) -> Ptxas:
 def ptxas_path(arch: int) -> str:
     """Return the path of the assembler that Triton runs for `arch`."""
     return str(nvidia_compiler.get_ptxas(arch).path)
+
+
+def cache_directory() -> str | None:
+    """Return the directory that Triton in this process is told to use, None where it is not."""
+    told = os.environ.get("TRITON_CACHE_DIR") or knobs.cache.__dict__.get("dir")
+    return str(knobs.cache.dir) if told else None
 
 
 def reads_autotune_records() -> bool:

@@ -34,13 +34,18 @@ def _messages(job: Job) -> Iterator[Message]:
     _set_stage(job)
     from prewarm.make import play
 
-    return play.compile_launches(job) if job.verb == "compile" else play.look_up_launches(job)
+    plays = {
+        "compile": play.compile_launches,
+        "record": play.record_winners,
+        "look_up": play.look_up_launches,
+    }
+    return plays[job.verb](job)
 
 
 def _set_environment(job: Job) -> None:
     """Settle the environment before Triton reads it, which it does while it loads."""
     use_cache(job.cache_dir)
-    if job.verb == "compile":
+    if job.verb != "look_up":
         plan_environment(job.manifest.toolchain)
 
 
@@ -49,7 +54,7 @@ def _set_stage(job: Job) -> None:
     load_stub()
     from prewarm.device import virtual_torch
 
-    virtual_torch.install(target_named(job.manifest.deployment.target))
+    virtual_torch.install(target_named(job.asked.deployment.target))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from prewarm.core.tunings import key_text
 from prewarm.device.gpu import Gpu
 from prewarm.make.compile import launch_text
 from prewarm.make.lookup import LookUp
+from prewarm.make.place import OVERLAY, same
 
 ENGINES = ("torch", "triton", "vllm")
 
@@ -68,22 +69,30 @@ def missing_engines() -> tuple[str, ...]:
 
 
 def misplaced(
-    cached: CacheManifest, target: Target | None, gpus: tuple[Gpu, ...], entries: Path | None
+    cached: CacheManifest,
+    target: Target | None,
+    gpus: tuple[Gpu, ...],
+    entries: Path | None,
+    overlaid: Path | None = None,
 ) -> tuple[Finding, ...]:
     """Return what can be told without Triton: the GPU, and where this environment looks.
 
     `target` is the one that will serve, else the visible `gpus` are; `entries` is the
-    directory that TRITON_CACHE_DIR must name, None for an image that is not unpacked.
+    directory that TRITON_CACHE_DIR must name, None for an image that is not unpacked, or that
+    prewarm's overlay must read: the one `overlaid`, where there is an overlay.
     """
     found = [*_target(cached, target, gpus)]
-    if entries is not None:
+    if entries is not None and not (overlaid and same(overlaid, entries)):
         found += _directory(entries)
     found += [
-        _environment(name, UNSET, os.environ[name])
-        for name in _BYPASSES
-        if os.environ.get(name, "").lower() not in _OFF
+        _environment(name, UNSET, os.environ[name]) for name in _BYPASSES if _is_passed_by(name)
     ]
     return in_order(found)
+
+
+def _is_passed_by(variable: str) -> bool:
+    value = os.environ.get(variable, "")
+    return value.lower() not in _OFF and not value.startswith(OVERLAY)
 
 
 def misfits(
@@ -93,21 +102,43 @@ def misfits(
 
     `found` is what `look_up` returns for `plan`, the manifest that was compiled, the directory
     of the cache and its selection. Where nothing that every key depends on differs, each launch
-    and winner that Triton did not find is told as well, if it was `looked_up` in the cache at
-    all.
+    of the plan and each winner that Triton did not find is told as well, if it was `looked_up`
+    in the cache at all.
     """
     built, here = cached.toolchain, found.toolchain
     first = _ptxas(cached, found)
-    keys = (*_triton(cached, here), *_key_environment(built, here))
     sources = _sources(cached, found)
     host = _host(built, here)
-    others = [*keys, *sources, *host, *_records(cached, found), *_vllm(built, here, sources)]
-    if looked_up and not first and not keys:
-        changed = {finding.subject for finding in sources}
+    others = [
+        *_triton(cached, here),
+        *_key_environment(built, here),
+        *sources,
+        *host,
+        *_records(cached, found),
+        *_vllm(built, here, sources),
+    ]
+    if looked_up and not keys_differ(cached, found):
+        changed = changed_kernels(cached, found)
         launches = {each.digest: each for each in selected_launches(plan, cached.selection)}
         others += _launches(launches, found, changed, bool(host))
         others += _winners(found, changed)
     return (*first, *in_order(others))
+
+
+def keys_differ(cached: CacheManifest, found: LookUp) -> bool:
+    """Return whether what enters every key is another one here than when `cached` was built."""
+    built, here = cached.toolchain, found.toolchain
+    return bool(
+        built.ptxas.text != here.ptxas.text
+        or built.triton_key != here.triton_key
+        or built.key_environment_differences(here)
+    )
+
+
+def changed_kernels(cached: CacheManifest, found: LookUp) -> frozenset[str]:
+    """Return the kernels of `cached` whose source is another one here, or that are not here."""
+    here = found.surroundings.sources
+    return frozenset(name for name, source in cached.sources.items() if here.get(name) != source)
 
 
 def _target(
@@ -132,7 +163,7 @@ def _target(
 
 def _directory(entries: Path) -> Iterator[Finding]:
     named = os.environ.get("TRITON_CACHE_DIR")
-    if named and os.path.realpath(named) != os.path.realpath(entries):
+    if named and not same(Path(named), entries):
         yield _environment("TRITON_CACHE_DIR", str(entries), named)
 
 
@@ -195,12 +226,11 @@ def _sources(cached: CacheManifest, found: LookUp) -> tuple[Finding, ...]:
         Finding(
             code=KERNEL_SOURCE,
             subject=kernel,
-            expected=source,
+            expected=cached.sources[kernel],
             found=here.get(kernel) or "no such kernel",
             fix=_REBUILD.format(cached.deployment.target),
         )
-        for kernel, source in cached.sources.items()
-        if here.get(kernel) != source
+        for kernel in changed_kernels(cached, found)
     )
 
 
@@ -247,13 +277,13 @@ def _vllm(built: Toolchain, here: Toolchain, sources: tuple[Finding, ...]) -> It
 
 
 def _launches(
-    launches: Mapping[str, Launch], found: LookUp, changed: set[str], other_host: bool
+    launches: Mapping[str, Launch], found: LookUp, changed: frozenset[str], other_host: bool
 ) -> Iterator[Finding]:
     modules: Counter[str] = Counter()
     for answer in found.answers:
         if answer.kernel in changed:
             continue
-        if not answer.hit:
+        if not answer.hit and answer.launch in launches:
             yield Finding(
                 code=MISS,
                 subject=answer.kernel,
@@ -261,7 +291,7 @@ def _launches(
                 found=f"{answer.key}: {answer.reason}" if answer.key else str(answer.reason),
                 fix="prewarm compile and prewarm pack again, from the manifest that is deployed",
             )
-        elif not other_host:
+        elif answer.hit and not other_host:
             modules.update(answer.missing)
     for module, count in modules.items():
         yield Finding(
@@ -273,7 +303,7 @@ def _launches(
         )
 
 
-def _winners(found: LookUp, changed: set[str]) -> Iterator[Finding]:
+def _winners(found: LookUp, changed: frozenset[str]) -> Iterator[Finding]:
     for answer in found.records:
         if answer.reason is not None and answer.kernel not in changed:
             yield Finding(

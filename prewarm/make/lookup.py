@@ -29,10 +29,16 @@ class LookUp(Record, kw_only=True):
         return tuple(answer for answer in self.answers if answer.reason is not None)
 
 
-def look_up(manifest: Manifest, cache_dir: Path, selection: Selection | None = None) -> LookUp:
+def look_up(
+    manifest: Manifest,
+    cache_dir: Path,
+    selection: Selection | None = None,
+    deployment: Manifest | None = None,
+) -> LookUp:
     """Return what a serving process on the manifest's target finds in `cache_dir`.
 
-    It is asked for the launches and the winners of `selection`, the one of the cache.
+    `manifest` is what was compiled there. It is asked for the launches and the winners of
+    `selection`, the one of the cache; with a `deployment`, for those of that one instead.
     The environment is this process's, not the manifest's; vLLM's model runner is imported
     first, as in serving, because that may choose another ptxas. Triton's own lookup
     answers; nothing is compiled and nothing written. Raises HostError where the virtual
@@ -43,6 +49,7 @@ def look_up(manifest: Manifest, cache_dir: Path, selection: Selection | None = N
         manifest=manifest,
         cache_dir=os.path.abspath(cache_dir),
         selection=selection,
+        deployment=deployment,
     )
     messages = tuple(run_job(job))
     ready = next(message for message in messages if isinstance(message, Ready))

@@ -17,11 +17,18 @@ from prewarm.core.toolchain import Toolchain
 class Job(Record, kw_only=True):
     """What the process is to do."""
 
-    verb: Literal["compile", "look_up"]
+    verb: Literal["compile", "record", "look_up"]
     manifest: Manifest
     cache_dir: str
     jobs: int = 1
     selection: Selection | None = None
+    deployment: Manifest | None = None
+    """What is looked up instead of the manifest's launches: those of a deployment here."""
+
+    @property
+    def asked(self) -> Manifest:
+        """The manifest whose launches are asked for."""
+        return self.deployment or self.manifest
 
 
 class Ready(Record, kw_only=True, tag="ready"):

@@ -13,6 +13,7 @@ from prewarm.core.files import host_error
 from prewarm.core.manifest import Launch
 from prewarm.core.selection import selected_launches
 from prewarm.core.target import Target, target_named
+from prewarm.core.toolchain import Toolchain
 from prewarm.core.tuning_keys import tuning_keys
 from prewarm.device import toolchain, triton_seam
 from prewarm.device.fixed_heap import settle_heaps, settle_temporary_names
@@ -46,16 +47,7 @@ def compile_launches(job: Job) -> Iterator[Message]:
     toolchain or a kernel is not the planned one, HostError when this machine cannot compile or
     write.
     """
-    target = target_named(job.manifest.deployment.target)
-    triton_seam.activate_virtual_driver(target)
-    choose_ptxas(job.manifest.toolchain.ptxas, target.arch)
-    here = toolchain.read_toolchain(target, job.manifest.toolchain.environment)
-    if differences := job.manifest.toolchain.differences(here):
-        rows = "\n".join(f"  {name}: {ours}, here {theirs}" for name, ours, theirs in differences)
-        raise InputError(
-            f"the manifest was planned with another toolchain:\n{rows}",
-            "compile where it was planned, or plan again here",
-        )
+    here = _planned_toolchain(job)
     asked = tuning_keys(job.manifest, job.selection)
     launches = [each for each in selected_launches(job.manifest, job.selection) if not each.unbound]
     check_sources({launch.kernel: launch.source for launch in launches})
@@ -73,6 +65,35 @@ def compile_launches(job: Job) -> Iterator[Message]:
             return
     if complete:
         yield from settle_records(job, asked)
+
+
+def record_winners(job: Job) -> Iterator[Message]:
+    """Yield what became of every autotune record of the job; nothing is compiled.
+
+    Raises InputError as `compile_launches` does.
+    """
+    here = _planned_toolchain(job)
+    asked = tuning_keys(job.manifest, job.selection)
+    settled = {each.kernel for each in asked}
+    check_sources({each.name: each.source for each in job.manifest.kernels if each.name in settled})
+    check_candidates(job.manifest, asked)
+    yield Ready(toolchain=here)
+    yield from settle_records(job, asked)
+
+
+def _planned_toolchain(job: Job) -> Toolchain:
+    """Play the target of the job; return the toolchain, or raise InputError if it is another."""
+    target = target_named(job.manifest.deployment.target)
+    triton_seam.activate_virtual_driver(target)
+    choose_ptxas(job.manifest.toolchain.ptxas, target.arch)
+    here = toolchain.read_toolchain(target, job.manifest.toolchain.environment)
+    if differences := job.manifest.toolchain.differences(here):
+        rows = "\n".join(f"  {name}: {ours}, here {theirs}" for name, ours, theirs in differences)
+        raise InputError(
+            f"the manifest was planned with another toolchain:\n{rows}",
+            "compile where it was planned, or plan again here",
+        )
+    return here
 
 
 def _longest_first(launches: Sequence[Launch]) -> list[Launch]:
@@ -124,17 +145,17 @@ def look_up_launches(job: Job) -> Iterator[Message]:
 
     Nothing is compiled or written, and no variable is taken from the manifest.
     """
-    target = target_named(job.manifest.deployment.target)
+    target = target_named(job.asked.deployment.target)
     triton_seam.activate_virtual_driver(target)
     importlib.import_module(_SERVING)
-    toolchain.let_serving_choose_ptxas(job.manifest.toolchain.ptxas, target)
+    toolchain.let_serving_choose_ptxas(job.asked.toolchain.ptxas, target)
     triton_seam.look_only(load_stub())
     yield Ready(toolchain=toolchain.read_toolchain(target))
     yield _surroundings(job, target)
-    for launch in selected_launches(job.manifest, job.selection):
+    for launch in selected_launches(job.asked, job.selection):
         if not launch.unbound:
             yield _answer(launch)
-    yield from look_up_records(tuning_keys(job.manifest, job.selection))
+    yield from look_up_records(tuning_keys(job.asked, job.selection))
 
 
 def _surroundings(job: Job, target: Target) -> Surroundings:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from prewarm.core.asked import ABSENT, Difference, asked_of, differences, in_words, nearest
+from prewarm.core.asked import (
+    ABSENT,
+    Difference,
+    asked_of,
+    config_fields,
+    differences,
+    in_words,
+    nearest,
+    pairs,
+)
 from prewarm.core.manifest import Argument, Launch, Unbound
 
 PIN = Unbound(
@@ -76,3 +85,30 @@ def test_every_difference_is_named_also_what_one_side_lacks():
 )
 def test_differences_are_told_with_torchs_names_and_the_argument_that_mends_them(difference, words):
     assert in_words(difference, unbound=(PIN,)) == words
+
+
+def test_what_is_pinned_in_neither_or_one_place_is_told_with_what_mends_it():
+    unbound_there = Difference(field="num_cache_lines", known="unbound", here="3000")
+    unbound_here = Difference(field="num_cache_lines", known="3000", here="unbound")
+    assert in_words(unbound_there, unbound=(PIN,)) == (
+        "`num_cache_lines` is unbound in the cache and 3000 here:"
+        " build with --num-gpu-blocks-override"
+    )
+    assert in_words(unbound_here, unbound=(PIN,)) == (
+        "`num_cache_lines` is 3000 in the cache and unbound here: pin --num-gpu-blocks-override"
+    )
+
+
+def test_each_is_paired_with_what_it_is_most_like_and_the_rest_with_nothing():
+    old = [{"a": "1", "b": "1"}, {"a": "2", "b": "2"}, {"a": "9", "b": "9"}]
+    new = [{"a": "2", "b": "3"}, {"a": "1", "b": "1"}]
+    assert [*pairs(old, new)] == [(0, 1), (1, 0), (2, None)]
+    assert [*pairs(new, old)] == [(0, 1), (1, 0), (None, 2)]
+    assert [*pairs([], new)] == [(None, 0), (None, 1)]
+
+
+def test_the_config_of_an_autotuned_kernel_is_its_own_matter(manifest):
+    (kernel,) = manifest.kernels
+    options = {"option num_warps", "option num_stages", "option num_ctas"}
+    assert config_fields(kernel) == {"B", *options}
+    assert config_fields() == set()

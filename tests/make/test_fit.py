@@ -166,6 +166,20 @@ def test_the_same_directory_by_another_name_is_no_finding(cached, compiled, tmp_
     assert misplaced(cached, None, (), compiled("b200")) == ()
 
 
+def test_p206_another_cache_manager_leads_away_and_prewarms_own_does_not(
+    cached, compiled, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRITON_CACHE_MANAGER", "somebodys.module:Manager")
+    assert told(misplaced(cached, None, (), compiled("b200"))) == [
+        ("P206", "TRITON_CACHE_MANAGER", "(unset)", "somebodys.module:Manager"),
+    ]
+    monkeypatch.setenv("TRITON_CACHE_MANAGER", "prewarm.serve.overlay:OverlayCache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert misplaced(cached, None, (), compiled("b200"), compiled("b200")) == ()
+    (finding,) = misplaced(cached, None, (), compiled("b200"), tmp_path / "another")
+    assert finding.subject == "TRITON_CACHE_DIR"
+
+
 def test_vllm_itself_turns_autotune_records_on(cached, sample, looked):
     tuned = msgspec.structs.replace(cached, autotune_records=(RECORD,))
     assert misfits(tuned, sample("b200"), looked) == ()
