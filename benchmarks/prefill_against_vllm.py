@@ -42,6 +42,7 @@ _SPARED_FIRST: Mapping[str, tuple[str, ...]] = {
     "prewarm": ("compiles", "benchmarks"),
 }
 WORK = ("compiles", "hits", "benchmarks", "host modules")
+_TIMES = ("key ms", "first ms", "load ms", "second ms")
 PROCESS = Path(__file__).with_name("prefill_process.py")
 
 
@@ -148,10 +149,11 @@ def _print_errors(measured: Mapping[str, Sequence[Result]]) -> None:
 
 def _print_first(first: Mapping[str, Result]) -> None:
     columns = "".join(f"{what:>14}" for what in WORK)
-    print(f"{'first prefill':>14} {'key ms':>10} {'first ms':>10} {'second ms':>10}{columns}")
+    times = "".join(f" {name:>10}" for name in _TIMES)
+    print(f"{'first prefill':>14}{times}{columns}")
     for name, each in first.items():
         numbers = "".join(f"{sum(each['counts'][what].values()):14}" for what in WORK)
-        times = "".join(f" {each[what]:10.1f}" for what in ("key ms", "first ms", "second ms"))
+        times = "".join(f" {each[what]:10.1f}" for what in _TIMES)
         print(f"{name:>14}{times}{numbers}")
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from prewarm.core.target import targets
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +59,11 @@ def target_here() -> str:
 
     name = torch.cuda.get_device_name(0)
     return next(target.name for target in targets().values() if target.device_name == name)
+
+
+def tunings_here() -> Path:
+    """Return the kept tunings of Qwen3.5-9B on this GPU; skips the test where there are none."""
+    found = ROOT / f"manifests/tunings/{target_here()}-qwen3.5-9b-tp1.yaml"
+    if not found.exists():
+        pytest.skip(f"there are no tunings of {found.stem}")
+    return found
