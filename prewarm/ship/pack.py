@@ -12,7 +12,7 @@ from prewarm.core.record import Record
 from prewarm.ship.image import image_of
 from prewarm.ship.layer import compress, source_date_epoch, tar_of
 from prewarm.ship.layout import write_layout
-from prewarm.ship.tree import cache_tree, rooted
+from prewarm.ship.tree import CacheTree, cache_tree, rooted
 
 
 class Sizes(Record, kw_only=True):
@@ -52,10 +52,14 @@ def pack(manifest: Manifest, cache_dir: Path, out: Path, mount_path: str | None 
     directory was not compiled from `manifest` or lacks something, and HostError where `out`
     cannot be written.
     """
+    return pack_tree(cache_tree(manifest, cache_dir), out, mount_path)
+
+
+def pack_tree(tree: CacheTree, out: Path, mount_path: str | None = None) -> Packed:
+    """Write `tree` as an image layout at `out`, as `pack` does."""
     epoch = source_date_epoch()
     if mount_path is not None:
         mount_path = _absolute(mount_path)
-    tree = cache_tree(manifest, cache_dir)
     root = None if mount_path is None else f"{mount_path}/{ENTRIES}"
     files = tree.files if root is None else rooted(tree.files, root)
     tar = tar_of(files, epoch)

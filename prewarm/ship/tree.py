@@ -8,7 +8,7 @@ kernels, leftovers of a killed compile) stays behind.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,8 @@ def cache_tree(manifest: Manifest, cache_dir: Path) -> CacheTree:
             recompile,
         )
     try:
-        return _tree(manifest, compiled, _Entries(cache_dir))
-    except _IncompleteError as error:
+        return tree_of(manifest, compiled, Entries(lambda key: cache_dir / key))
+    except IncompleteError as error:
         raise InputError(f"{cache_dir}: {error}", recompile) from error
 
 
@@ -108,42 +108,47 @@ def rooted(files: Mapping[str, bytes], root: str) -> dict[str, bytes]:
     }
 
 
-class _IncompleteError(Exception):
+class IncompleteError(Exception):
     """Something in the index is not in the directory."""
 
 
-class _Entries:
+class Entries:
     """Reads files of entries, and counts the bytes of whatever Triton left beside them."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory_of: Callable[[str], Path]) -> None:
+        """Read the entry of a key in the directory that `directory_of` names."""
+        self._directory_of = directory_of
 
     def names(self, key: str) -> list[str]:
         if not _KEY.fullmatch(key):
-            raise _IncompleteError(f"{key!r} is not a key of Triton's")
+            raise IncompleteError(f"{key!r} is not a key of Triton's")
         try:
-            return sorted(p.name for p in (self._directory / key).iterdir() if p.is_file())
+            return sorted(p.name for p in self._directory_of(key).iterdir() if p.is_file())
         except OSError as error:
-            raise _IncompleteError(f"the entry {key} is not there ({error.strerror})") from error
+            raise IncompleteError(f"the entry {key} is not there ({error.strerror})") from error
 
     def read(self, key: str, name: str) -> bytes:
         if not _FILE.fullmatch(name) or not _KEY.fullmatch(key):
-            raise _IncompleteError(f"{key}/{name} is not a file of a cache")
+            raise IncompleteError(f"{key}/{name} is not a file of a cache")
         try:
-            return (self._directory / key / name).read_bytes()
+            return (self._directory_of(key) / name).read_bytes()
         except OSError as error:
-            raise _IncompleteError(f"{key}/{name} is not there ({error.strerror})") from error
+            raise IncompleteError(f"{key}/{name} is not there ({error.strerror})") from error
 
     def size(self, key: str) -> int:
-        return sum((self._directory / key / name).stat().st_size for name in self.names(key))
+        return sum((self._directory_of(key) / name).stat().st_size for name in self.names(key))
 
 
-def _tree(manifest: Manifest, compiled: Compiled, entries: _Entries) -> CacheTree:
+def tree_of(manifest: Manifest, compiled: Compiled, entries: Entries) -> CacheTree:
+    """Return the tree for `manifest` with what `compiled` lists out of `entries`.
+
+    Raises IncompleteError where something is not there or not what `compiled` says.
+    """
     files: dict[str, bytes] = {PLAN: render_manifest(manifest).encode()}
     index = []
     keys = sorted({launch.key for launch in compiled.launches})
     for key in keys:
-        slim, metadata = _slim(entries, key, compiled.arch)
+        slim, metadata = slim_entry(entries, key, compiled.arch)
         files |= {f"{ENTRIES}/{key}/{name}": data for name, data in slim.items()}
         index.append(mcv.index_entry(metadata))
     others = {(m.key, m.file) for m in compiled.host_modules}
@@ -179,19 +184,19 @@ def _described(path: str, data: bytes) -> CachedFile:
     return CachedFile(path=path, digest=digest_of(data), size=len(data), relocatable=is_group(path))
 
 
-def _slim(entries: _Entries, key: str, arch: int) -> tuple[dict[str, bytes], dict[str, Any]]:
+def slim_entry(entries: Entries, key: str, arch: int) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return what is shipped of the entry `key`, and its metadata."""
     groups = [name for name in entries.names(key) if name.startswith(GROUP_PREFIX)]
     if len(groups) != 1:
-        raise _IncompleteError(f"the entry {key} has {len(groups)} group files instead of one")
+        raise IncompleteError(f"the entry {key} has {len(groups)} group files instead of one")
     name = groups[0].removeprefix(GROUP_PREFIX)
     cubin = name.removesuffix(".json") + ".cubin"
     metadata = parse_metadata(entries.read(key, name))
     if metadata is None or key_of_hash(str(metadata.get("hash"))) != key:
-        raise _IncompleteError(f"{key}/{name} is not the metadata of that entry")
+        raise IncompleteError(f"{key}/{name} is not the metadata of that entry")
     if metadata["target"]["arch"] != arch:
         found = metadata["target"]["arch"]
-        raise _IncompleteError(f"the entry {key} is for sm_{found}, the index says sm_{arch}")
+        raise IncompleteError(f"the entry {key} is for sm_{found}, the index says sm_{arch}")
     group = Group(root=PLACEHOLDER_ROOT, names=(cubin, name))
     return {
         groups[0]: render_group(key, group),
@@ -205,5 +210,5 @@ def _is_tuned(manifest: Manifest, compiled: Compiled) -> bool:
     winners = [key.winner for key in tuning_keys(manifest, compiled.selection)]
     wanted, there = len(winners) - winners.count(None), len(set(compiled.autotune_records))
     if there != wanted:
-        raise _IncompleteError(f"there are {there} autotune records of {wanted} winners")
+        raise IncompleteError(f"there are {there} autotune records of {wanted} winners")
     return None not in winners
