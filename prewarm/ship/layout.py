@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ from prewarm.ship.layer import MAX_SIZE, decompress
 MARKER = "oci-layout"
 INDEX_NAME = "index.json"
 _MARKER_TEXT = b'{"imageLayoutVersion":"1.0.0"}'
-_REF_NAME = "org.opencontainers.image.ref.name"
+REF_NAME = "org.opencontainers.image.ref.name"
 _DOCUMENT_SIZE = 4 << 20
 """Bytes that an index, a manifest or a config may have, as registries limit them."""
 _AGAIN = "build or pull the image again"
@@ -79,23 +80,36 @@ def write_layout(out: Path, image: Image) -> None:
     not make, and HostError where it cannot be written.
     """
     refuse_foreign(out)
-    blobs = {digest_of(data): data for data in (image.layer, image.config, image.manifest)}
+    blobs = {digest_of(data): data for data in (image.layer, image.config)}
     with host_errors(f"write the image {out}"):
-        (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-        write_atomic(out / MARKER, _MARKER_TEXT)
+        begin_layout(out)
         for digest, data in blobs.items():
-            write_atomic(_blob_path(out, digest), data)
-        write_atomic(out / INDEX_NAME, canonical_json(_index(image)))
-        for path in (out / "blobs" / "sha256").iterdir():
-            if f"sha256:{path.name}" not in blobs:
-                path.unlink()
+            write_atomic(blob_path(out, digest), data)
+        finish_layout(out, image.descriptor, image.manifest, image.tag, blobs)
 
 
-def _index(image: Image) -> ImageIndex:
-    descriptor = msgspec.structs.replace(
-        image.descriptor, annotations=image.annotations | {_REF_NAME: image.tag}
-    )
-    return ImageIndex(schema_version=2, media_type=INDEX_TYPE, manifests=(descriptor,))
+def begin_layout(out: Path) -> None:
+    """Make `out` a layout that has no index yet, or leave the one that is there."""
+    (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    write_atomic(out / MARKER, _MARKER_TEXT)
+
+
+def finish_layout(
+    out: Path, image: Descriptor, manifest: bytes, tag: str | None, blobs: Iterable[str]
+) -> None:
+    """Make `image` what the layout `out` holds, its `manifest` and `blobs` and nothing else.
+
+    The blobs, named by their digests, must be there.
+    """
+    write_atomic(blob_path(out, image.digest), manifest)
+    named = {REF_NAME: tag} if tag else {}
+    descriptor = msgspec.structs.replace(image, annotations=image.annotations | named)
+    index = ImageIndex(schema_version=2, media_type=INDEX_TYPE, manifests=(descriptor,))
+    write_atomic(out / INDEX_NAME, canonical_json(index))
+    keep = {image.digest, *blobs}
+    for path in (out / "blobs" / "sha256").iterdir():
+        if f"sha256:{path.name}" not in keep:
+            path.unlink()
 
 
 def refuse_foreign(out: Path) -> None:
@@ -157,7 +171,7 @@ def read_blob(layout: Path, descriptor: Descriptor, limit: int = _DOCUMENT_SIZE)
         raise _unsound(UNSAFE, repr(digest), "a sha256 digest", "something else")
     if not 0 <= descriptor.size <= limit:
         raise _unsound(ALTERED, digest, f"at most {limit} bytes", f"{descriptor.size}")
-    data = _read(_blob_path(layout, digest), descriptor.size)
+    data = _read(blob_path(layout, digest), descriptor.size)
     if len(data) != descriptor.size:
         raise _unsound(ALTERED, digest, f"{descriptor.size} bytes", f"{len(data)} bytes")
     if digest_of(data) != digest:
@@ -165,7 +179,8 @@ def read_blob(layout: Path, descriptor: Descriptor, limit: int = _DOCUMENT_SIZE)
     return data
 
 
-def _blob_path(layout: Path, digest: str) -> Path:
+def blob_path(layout: Path, digest: str) -> Path:
+    """Return where `layout` has the blob `digest`."""
     return layout / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
 
