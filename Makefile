@@ -4,6 +4,7 @@
 # make env       the environment that all of them use; made once, shared between checkouts
 # make gpu       the tests that need an NVIDIA GPU
 # make soak      the tests that run for minutes
+# make audit-0.18.1   what the warm-up of that vLLM misses; makes an environment of its own first
 # make bench     times of the verbs on this machine
 # make clean     what building and testing left in this checkout
 
@@ -22,7 +23,9 @@ RUN := PYTHONPATH='$(CURDIR)' '$(ENV)/bin/python'
 EXAMPLE_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel --gdn-prefill-backend triton
 EXAMPLE_OUT := out/qwen3.5-397b-b200
 
-.PHONY: help env packages example test lint gpu soak bench clean
+AUDIT_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel
+
+.PHONY: help env packages example test lint gpu soak audit-0.18.1 bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -51,6 +54,12 @@ gpu: env
 
 soak: packages env
 	@$(RUN) -m pytest -m soak $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+audit-0.18.1: audit-%: constraints/vllm-%.txt packages
+	@PYTHON='$(PYTHON)' scripts/env.sh make $<
+	@python=$$(PYTHON='$(PYTHON)' scripts/env.sh path $<)/bin/python; \
+	PYTHONPATH='$(CURDIR)' "$$python" -m prewarm audit --target b200 -- $(AUDIT_ARGS) \
+	    || [ $$? -eq 1 ]  # 1: something leaks
 
 bench: env
 	@$(RUN) benchmarks/each_verb.py $(EXAMPLE_ARGS)

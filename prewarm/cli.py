@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 import prewarm
 from prewarm.core.search_space import MOST
@@ -20,12 +21,15 @@ from prewarm.core.target import Target, target_named, targets
 from prewarm.output import Output, ReaderGoneError
 
 _DONE, _FINDINGS, _INTERRUPTED, _READER_GONE = 0, 1, 130, 141
+_NO_SERVE_ARGS = "put the model and the other arguments of vllm serve after --"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ServeVerb(click.Command):
     """A verb whose arguments after `--` are those of `vllm serve`."""
+
+    needs_serve_args = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands before `--`, and pass on what stands behind it untouched."""
@@ -34,15 +38,24 @@ class ServeVerb(click.Command):
         rest = super().parse_args(ctx, ours)
         if theirs[:2] == ["vllm", "serve"]:
             theirs = theirs[2:]
-        if rest or not theirs:
-            message = "put the model and the other arguments of vllm serve after --"
-            raise click.UsageError(message, ctx)
+        if rest or (self.needs_serve_args and not theirs):
+            raise click.UsageError(_NO_SERVE_ARGS, ctx)
         ctx.params["serve_args"] = tuple(theirs)
         return rest
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the pieces of the usage line."""
         return [*super().collect_usage_pieces(ctx), "-- MODEL [SERVE ARGS]"]
+
+
+class MaybeServeVerb(ServeVerb):
+    """A verb that can do without them."""
+
+    needs_serve_args = False
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the pieces of the usage line."""
+        return [*click.Command.collect_usage_pieces(self, ctx), "[-- MODEL [SERVE ARGS]]"]
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -96,8 +109,7 @@ _PATH = click.Path(path_type=Path)
 _TARGET = click.option(
     "--target", required=True, callback=_target, metavar="NAME", help="GPU to build for: b200."
 )
-_TRACING = _options(
-    _TARGET,
+_CLOSURE = _options(
     click.option(
         "--closure",
         type=click.IntRange(min=0),
@@ -109,6 +121,7 @@ _TRACING = _options(
         "--seed", type=int, default=0, show_default=True, help="Seed of the random workloads."
     ),
 )
+_TRACING = _options(_TARGET, _CLOSURE)
 _CACHE_DIR = click.option(
     "--cache-dir", type=_PATH, required=True, help="Directory that launches are compiled into."
 )
@@ -146,6 +159,81 @@ _MOUNT_PATH = click.option(
     "--mount-path",
     metavar="DIR",
     help="Where the image's root will be mounted or copied; then no install is needed.",
+)
+_FLEET = _options(
+    click.option(
+        "--matrix", type=_PATH, metavar="FILE", help="Build all deployments that FILE names."
+    ),
+    click.option(
+        "--shard",
+        metavar="K/N",
+        help="Compile part K of N only; job/N: K is this pod's in its Indexed Job.",
+    ),
+    click.option(
+        "--plans",
+        type=_PATH,
+        metavar="DIR",
+        help="Keep manifests in DIR, and use those that are there.  [default: OUT/plans]",
+    ),
+    click.option("--plans-only", is_flag=True, help="Fill --plans and stop."),
+)
+_OF_A_FLEET = ("shard", "plans", "plans_only")
+_OF_ONE = (
+    "target",
+    "tunings",
+    "all_candidates",
+    "one_winner",
+    "other_gpu",
+    "cache_dir",
+    "keep_manifest",
+)
+_REGISTRY = _options(
+    click.option("--plain-http", is_flag=True, help="Reach the registry without TLS."),
+    click.option(
+        "--ca-file",
+        metavar="PEM",
+        help="Certificates to trust.  [default: SSL_CERT_FILE, REQUESTS_CA_BUNDLE]",
+    ),
+)
+_POLICY = _options(
+    *(
+        click.option(
+            option,
+            type=click.Choice(["fail", "warn"]),
+            help=f"{what}: exit {codes}, or install nothing and exit 0.  [default: fail]",
+        )
+        for option, what, codes in (
+            ("--on-mismatch", "For a cache that is for another host", "8"),
+            ("--on-unsound", "For one with a wrong digest or signature", "7"),
+            ("--on-unavailable", "Where it cannot be had or written now", "4, 9 or 75"),
+        )
+    ),
+    click.option(
+        "--init-container",
+        is_flag=True,
+        help="A pod waits: warn is the default of all three, and the last words go to Kubernetes.",
+    ),
+    click.option(
+        "--termination-log",
+        type=_PATH,
+        metavar="FILE",
+        help="Write there why nothing was installed.  [default with --init-container:"
+        " /dev/termination-log, if it is there]",
+    ),
+)
+_TRUST = _options(
+    click.option(
+        "--key", type=_PATH, metavar="PEM", help="Public key that must have signed the image."
+    ),
+    click.option(
+        "--identity", metavar="REPOSITORY", help="With --key: what it must have been signed as."
+    ),
+)
+_WANT = click.option(
+    "--want",
+    multiple=True,
+    metavar="FACT=VALUE",
+    help="Of an index, what the image must be for: arch=sm_90, vllm=0.25.1, target=b200.",
 )
 
 
@@ -269,21 +357,47 @@ def tune(out: Output, /, manifest: Path, output: Path | None, **asked: Any) -> i
     return verbs.tune(out, read_manifest(manifest), output, **asked)
 
 
-@cli.command(cls=ServeVerb)
-@_TRACING
+@cli.command(cls=MaybeServeVerb)
+@click.option("--target", callback=_maybe_target, metavar="NAME", help="GPU to build for: b200.")
+@_CLOSURE
 @click.option("-o", "--output", type=_PATH, help="Image to write.  [default: MODEL-TARGET]")
 @_JOBS
 @_TUNINGS
 @click.option("--cache-dir", type=_PATH, help="Directory to compile into.  [default: per user]")
 @_MOUNT_PATH
 @click.option("--keep-manifest", type=_PATH, metavar="FILE", help="Write the manifest there too.")
+@_FLEET
 @_manners
-@click.pass_obj
-def build(out: Output, /, output: Path | None, jobs: int | None, **asked: Any) -> int:
-    """Plan, compile and pack in one go."""
+@click.pass_context
+def build(
+    ctx: click.Context, /, output: Path | None, matrix: Path | None, jobs: int | None, **asked: Any
+) -> int:
+    """Plan, compile and pack in one go.
+
+    With --matrix that is a fleet of deployments: a launch is compiled once, however many ask for
+    it, and shards share the work. `prewarm gather` makes the images of shards.
+    """
     from prewarm import verbs
     from prewarm.core.manifest_yaml import write_manifest
 
+    out: Output = ctx.obj
+    part, plans, plans_only = (asked.pop(name) for name in _OF_A_FLEET)
+    _check_fleet(ctx)
+    if matrix is not None:
+        from prewarm import fleet
+
+        assert output is not None
+        return fleet.build(
+            out,
+            matrix,
+            output,
+            part=fleet.part_named(part),
+            plans=plans,
+            plans_only=plans_only,
+            jobs=jobs,
+            mount_path=asked["mount_path"],
+            tracing=fleet.Tracing(closure=asked["closure"], seed=asked["seed"]),
+        )
     cache_dir, mount_path, keep, files = (
         asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest", "tunings")
     )
@@ -299,16 +413,122 @@ def build(out: Output, /, output: Path | None, jobs: int | None, **asked: Any) -
     return verbs.pack(out, found, cache_dir, output or verbs.default_output(found), mount_path)
 
 
+def _check_fleet(ctx: click.Context) -> None:
+    """Raise UsageError where options of one deployment and of a fleet stand together."""
+    given = {
+        option.name: option.opts[-1]
+        for option in ctx.command.params
+        if ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    }
+    if "matrix" not in given:
+        if alone := [given[name] for name in _OF_A_FLEET if name in given]:
+            raise click.UsageError(f"{alone[0]} belongs to a fleet: it needs --matrix", ctx)
+        if "target" not in given:
+            raise click.UsageError("Missing option '--target'.", ctx)
+        if not ctx.params["serve_args"]:
+            raise click.UsageError(_NO_SERVE_ARGS, ctx)
+        return
+    if ctx.params["serve_args"]:
+        raise click.UsageError("the matrix names the deployments: put nothing after --", ctx)
+    if alone := [given[name] for name in _OF_ONE if name in given]:
+        raise click.UsageError(f"with --matrix, {alone[0]} has no place: see docs/fleet.md", ctx)
+    if "output" not in given:
+        raise click.UsageError("a fleet needs a directory: -o OUT", ctx)
+    if "mount_path" in given and ("shard" in given or "plans_only" in given):
+        raise click.UsageError("--mount-path belongs to the images: give it to gather", ctx)
+
+
 @cli.command()
-@click.argument("source", type=_PATH)
-@click.option("--into", type=_PATH, required=True, metavar="DIR", help="Directory to serve from.")
+@click.argument("shards", type=_PATH, nargs=-1, required=True, metavar="SHARD...")
 @click.option(
-    "--on-mismatch",
-    type=click.Choice(["fail", "warn"]),
-    default="fail",
-    show_default=True,
-    help="What to do with a cache for another CPU: exit 8, or install nothing and exit 0.",
+    "-o", "--output", type=_PATH, required=True, metavar="DIR", help="Write images to DIR/images."
 )
+@_MOUNT_PATH
+@_manners
+@click.pass_obj
+def gather(out: Output, shards: tuple[Path, ...], output: Path, mount_path: str | None) -> int:
+    """Make the image of each deployment of a fleet from all shards of its build.
+
+    Shards that are not of one fleet, that hold other content under one key, or that do not
+    hold everything, are refused. Needs no vLLM, torch or Triton.
+    """
+    from prewarm import fleet
+
+    return fleet.gather(out, shards, output, mount_path)
+
+
+@cli.command()
+@click.argument("layout", type=_PATH, metavar="OUT")
+@click.argument("reference", metavar="REF")
+@click.option("--index", metavar="TAG", help="Add the image to the index of that tag.")
+@click.option(
+    "--mount-from", metavar="REPOSITORY", help="Of the same registry: take blobs from there."
+)
+@_REGISTRY
+@_manners
+@click.pass_obj
+def push(out: Output, /, layout: Path, reference: str, **how: Any) -> int:
+    """Push an image to a registry, and print its digest with the repository.
+
+    OUT is an image layout. Without a tag in REF the image gets one that says what it is for.
+    """
+    from prewarm import shipping
+
+    return shipping.push(out, layout, reference, **how)
+
+
+@cli.command()
+@click.argument("reference", metavar="REF")
+@click.argument("layout", type=_PATH, metavar="OUT")
+@_WANT
+@_TRUST
+@_REGISTRY
+@_manners
+@click.pass_obj
+def pull(out: Output, /, reference: str, layout: Path, **how: Any) -> int:
+    """Pull an image into a layout, whole or not at all, and print its reference by digest.
+
+    Of an index the image that fits this host is pulled. A pull that was interrupted goes on.
+    """
+    from prewarm import shipping
+
+    return shipping.pull(out, reference, layout, **how)
+
+
+@cli.command()
+@click.argument("reference", metavar="REF")
+@click.option(
+    "--key", type=_PATH, required=True, metavar="PEM", help="Private key, ECDSA on P-256."
+)
+@_REGISTRY
+@_manners
+@click.pass_obj
+def sign(out: Output, /, reference: str, **how: Any) -> int:
+    """Sign an image in its registry, in cosign's format; of an index every image in it.
+
+    PREWARM_KEY_PASSWORD opens a key that has a password.
+    """
+    from prewarm import shipping
+
+    return shipping.sign(out, reference, **how)
+
+
+@cli.command(name="list")
+@click.argument("repository", metavar="REPOSITORY")
+@_REGISTRY
+@_manners
+@click.pass_obj
+def list_(out: Output, /, repository: str, **how: Any) -> int:
+    """List the images of a repository, with what each of them is for."""
+    from prewarm import shipping
+
+    return shipping.list_(out, repository, **how)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--into", type=_PATH, required=True, metavar="DIR", help="Directory to serve from.")
+@_POLICY
 @click.option("--print-env", is_flag=True, help="Print the variables that serving needs as well.")
 @click.option(
     "--env-format",
@@ -317,17 +537,30 @@ def build(out: Output, /, output: Path | None, jobs: int | None, **asked: Any) -
     show_default=True,
     help="How --print-env writes them.",
 )
+@_WANT
+@_TRUST
+@_REGISTRY
 @_manners
 @click.pass_obj
-def install(out: Output, /, source: Path, into: Path, on_mismatch: Any, **env: Any) -> int:
+def install(out: Output, /, into: Path, **asked: Any) -> int:
     """Install a cache into a directory, whole or not at all.
 
-    SOURCE is an image layout, or the directory at which an image is mounted.
+    SOURCE is an image layout, the directory at which an image is mounted, or a reference such as
+    registry.example/caches@sha256:…; of an index the image that fits this host is installed.
     """
+    from prewarm.starting import under_policy
+
+    return under_policy(out, _install, into, asked)
+
+
+def _install(out: Output, /, source: str, into: Path, on_mismatch: Any, **how: Any) -> int:
+    from prewarm import shipping
     from prewarm.ship.environment import environment, render_environment
     from prewarm.ship.install import install as install_
 
-    done = install_(source, into, on_mismatch=on_mismatch)
+    env = {name: how.pop(name) for name in ("print_env", "env_format")}
+    with shipping.fetched(out, source, **how) as layout:
+        done = install_(layout, into, on_mismatch=on_mismatch)
     for line in done.decision:
         out.detail(line)
     out.say(f"{done.state}: {done.launches} launches, {done.identity}")
@@ -337,7 +570,7 @@ def install(out: Output, /, source: Path, into: Path, on_mismatch: Any, **env: A
     return _DONE
 
 
-@cli.command()
+@cli.command(cls=MaybeServeVerb)
 @click.argument("source", type=_PATH)
 @click.option(
     "--target",
@@ -346,18 +579,114 @@ def install(out: Output, /, source: Path, into: Path, on_mismatch: Any, **env: A
     help="GPU that will serve.  [default: the one that is visible here]",
 )
 @click.option("--integrity-only", is_flag=True, help="Do not ask Triton whether it will hit.")
+@_CLOSURE
 @_manners
 @click.pass_obj
-def verify(out: Output, /, source: Path, target: Target | None, *, integrity_only: bool) -> int:
+def verify(
+    out: Output,
+    /,
+    source: Path,
+    target: Target | None,
+    *,
+    integrity_only: bool,
+    serve_args: tuple[str, ...],
+    **tracing: int,
+) -> int:
     """Say what is wrong with a cache, and whether it will hit here; exit 1 if anything is wrong.
 
     SOURCE is an image layout, the directory at which an image is mounted, or a directory that
     was installed into. Run it in the image that will serve: the toolchain is compared, and
-    Triton's own lookup is asked for every launch. No GPU is needed.
+    Triton's own lookup is asked for every launch. With SERVE ARGS that is every launch of this
+    deployment, traced here, else of the one that the cache was built for. No GPU is needed.
+    """
+    from prewarm.verifying import Asked
+    from prewarm.verifying import verify as verify_
+
+    asked = Asked(serve_args=serve_args, **tracing) if serve_args else None
+    return verify_(out, source, target, fit=not integrity_only, asked=asked)
+
+
+@cli.command(cls=ServeVerb)
+@click.argument("source", type=_PATH)
+@click.option("--engine", is_flag=True, help="vLLM's whole engine, with dummy weights.")
+@click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    help="With --engine: the first layers of the model only.  [default: all]",
+)
+@click.option("--no-cold", is_flag=True, help="Leave out the processes without the cache.")
+@click.option(
+    "--prompt",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Tokens of the request that is repeated.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=2),
+    default=10,
+    show_default=True,
+    help="How often it is.",
+)
+@click.option(
+    "--random",
+    "random_workloads",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Random workloads at the end.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the random workloads."
+)
+@_manners
+@click.pass_obj
+def prove(
+    out: Output,
+    /,
+    source: Path,
+    *,
+    engine: bool,
+    no_cold: bool,
+    serve_args: tuple[str, ...],
+    **how: Any,
+) -> int:
+    """Serve on this GPU without and with an installed cache; exit 1 if it does not hold.
+
+    SOURCE is the directory that a cache was installed into. Fresh processes run start-up and the
+    same workloads with an empty cache, a second time, and with SOURCE. It holds when nothing of
+    its plan is compiled or autotuned but what is unbound, at start-up, and nothing is asked for
+    that was not planned.
+    """
+    from prewarm.prove.prove import Plan
+    from prewarm.proving import prove as prove_
+
+    plan = Plan(depth="engine" if engine else "layer", cold=not no_cold, **how)
+    return prove_(out, source, serve_args, plan)
+
+
+@cli.command(cls=MaybeServeVerb)
+@click.argument("manifest", type=_PATH, required=False)
+@click.option(
+    "--target",
+    callback=_maybe_target,
+    metavar="NAME",
+    help="GPU to audit for: b200.  [default: the manifest's]",
+)
+@_CLOSURE
+@_manners
+@click.pass_obj
+def audit(out: Output, /, manifest: Path | None, **asked: Any) -> int:
+    """Say what vLLM's own start-up leaves to its inference; exit 1 if that is anything.
+
+    That is which launches are compiled, and which autotuned kernels benchmarked, only when the
+    first requests come, and in what start-up asked otherwise. MANIFEST, a deployment that was
+    planned already, stands in place of SERVE ARGS. No GPU is needed.
     """
     from prewarm import verbs
 
-    return verbs.verify(out, source, target, fit=not integrity_only)
+    return verbs.audit(out, verbs.planned_or_traced(out, manifest, **asked))
 
 
 @cli.command()
@@ -397,21 +726,28 @@ def merge(out: Output, files: tuple[Path, ...], output: Path) -> int:
 @click.option(
     "--plot", type=_PATH, metavar="FILE", help="Draw tunings into FILE too: an .svg or a .png."
 )
+@_WANT
+@_REGISTRY
 @_manners
 @click.pass_obj
-def show(out: Output, thing: str, plot: Path | None) -> int:
-    """Show what a file or directory holds.
+def show(out: Output, /, thing: str, plot: Path | None, **how: Any) -> int:
+    """Show what a file, a directory or a registry holds.
 
-    X is a manifest, tunings, an image layout, an installed or mounted cache, or the word
-    `targets`.
+    X is a manifest, tunings, an image layout, an installed or mounted cache, an image reference,
+    or the word `targets`.
     """
     from prewarm import render, verbs
+    from prewarm.ship.reference import names_a_registry
 
     found: Any
     data: Any
     if thing == "targets" and not os.path.exists(thing):
         data = found = tuple(targets().values())
         text = render.targets(found)
+    elif not os.path.exists(thing) and names_a_registry(thing):
+        from prewarm import shipping
+
+        return shipping.show(out, thing, **how)
     elif os.path.isdir(thing):
         from prewarm.ship.verify import installed_manifest
 

@@ -95,18 +95,21 @@ class Output:
 
         yield advance
 
+    def warn(self, message: str, hint: str | None) -> None:
+        """Tell what went wrong and is no error; with -q and --json as well."""
+        if self.as_json:
+            plain = {"warning": message, "hint": hint}
+            sys.stderr.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            return
+        self._tell_of("[bold yellow]prewarm: warning:[/]", message, hint)
+
     def error(self, message: str, hint: str | None, exit_code: int) -> int:
         """Tell what went wrong and return `exit_code`."""
         if self.as_json:
             plain = {"error": message, "hint": hint, "exit_code": exit_code}
             sys.stderr.write(json.dumps(plain, ensure_ascii=False) + "\n")
             return exit_code
-        console = _console(sys.stderr)
-        console.print("[bold red]prewarm: error:[/] ", end="")
-        self._tell(message)
-        if hint:
-            console.print("  [bold]hint:[/] ", end="")
-            self._tell(hint)
+        self._tell_of("[bold red]prewarm: error:[/]", message, hint)
         return exit_code
 
     def failure(self, error: Exception) -> int:
@@ -131,6 +134,14 @@ class Output:
         hint = None if self.debug else "run the same command with --debug, and report what it says"
         said = " ".join(f"{type(error).__name__}: {error}".split())
         return self.error(f"a bug in prewarm: {said} ({where})", hint, _BUG)
+
+    def _tell_of(self, kind: str, message: str, hint: str | None) -> None:
+        console = _console(sys.stderr)
+        console.print(f"{kind} ", end="")
+        self._tell(message)
+        if hint:
+            console.print("  [bold]hint:[/] ", end="")
+            self._tell(hint)
 
     def _tell(self, text: str) -> None:
         _console(sys.stderr).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prewarm.core.asked import in_words
+from prewarm.core.audit import Audit, Cause, Leak, Work
 from prewarm.core.cache import CacheManifest
 from prewarm.core.finding import Finding
 from prewarm.core.first_start import tuned_on
@@ -26,6 +29,11 @@ from prewarm.core.tunings import (
     Tunings,
     key_text,
 )
+from prewarm.core.upgrade import KernelUpgrade, TuningUpgrade, Upgrade
+from prewarm.prove.proof import Column, Proof
+
+if TYPE_CHECKING:
+    from prewarm.ship.catalogue import Shown, Tagged
 
 _KIB = 1024
 
@@ -144,6 +152,55 @@ def _records(found: CacheManifest) -> str:
     return f"{len(found.autotune_records)}, for {keys}, measured on {tuned_on(found.selection)}"
 
 
+def tags(found: Iterable[Tagged]) -> RenderableType:
+    """Return the tags of a repository, each with what it is for."""
+    columns = ("tag", "kind", "target", "arch", "vLLM", "Triton", "tuned", "#size", "digest")
+    return table(
+        columns,
+        (
+            (
+                each.tag,
+                each.kind if each.kind != "index" else f"index of {each.images}",
+                *(
+                    each.facts.get(name, "")
+                    for name in ("target", "arch", "vllm", "triton", "tuned")
+                ),
+                size(each.size) if each.size else "",
+                each.digest,
+            )
+            for each in found
+        ),
+    )
+
+
+def shown(found: Shown) -> RenderableType:
+    """Return what is behind a reference; of an index, which of its images fit this host."""
+    head = facts(
+        {
+            "reference": found.reference,
+            "media type": found.media_type,
+            "layers": size(found.size) if found.size else None,
+            **found.facts,
+        }
+    )
+    if not found.images:
+        return head
+    rows = (
+        (
+            "no" if each.against else "yes",
+            each.facts.get("target", ""),
+            each.facts.get("arch", ""),
+            each.facts.get("vllm", ""),
+            each.facts.get("python-abi", ""),
+            "; ".join(each.against),
+            each.digest,
+        )
+        for each in found.images
+    )
+    columns = ("fits", "target", "arch", "vLLM", "Python ABI", "because", "digest")
+    return Group(head, "", table(columns, rows))
+
+
 def targets(found: Iterable[Target]) -> RenderableType:
     """Return the known targets."""
     columns = ("target", "GPU", "architecture", "#multiprocessors", "#memory", "host CPU")
@@ -175,6 +232,33 @@ def changes(found: Sequence[Change]) -> RenderableType:
     return Group(*parts)
 
 
+def upgrade_and_changes(found: Upgrade, every: Sequence[Change]) -> RenderableType:
+    """Return what must be done again, then every change, then the verdict in one line."""
+    return Group(upgrade(found), changes(every), "", Text(found.verdict()))
+
+
+def upgrade(found: Upgrade) -> RenderableType:
+    """Return what becomes of each kernel's entries and tunings, those left out that stay."""
+    kernels = [each for each in found.kernels if each.reasons]
+    stale = [each for each in found.tunings if each.reasons]
+    parts: list[RenderableType] = []
+    if kernels:
+        columns = ("kernel", "#as before", "#changed", "#new", "#gone", "why")
+        parts += [table(columns, map(_kernel_upgrade, kernels)), ""]
+    if stale:
+        parts += [table(("to be tuned again", "why"), map(_tuning_upgrade, stale)), ""]
+    return Group(*parts)
+
+
+def _kernel_upgrade(each: KernelUpgrade) -> tuple[object, ...]:
+    why = "; ".join(f"{reason.text} ({reason.launches})" for reason in each.reasons)
+    return short(each.kernel), each.stay, each.change, each.come, each.go, why
+
+
+def _tuning_upgrade(each: TuningUpgrade) -> tuple[object, ...]:
+    return short(each.kernel), ", ".join(each.reasons)
+
+
 def _section(section: str) -> str:
     kind, _, name = section.partition(" ")
     module, colon, function = name.rpartition(":")
@@ -192,8 +276,102 @@ def findings(found: Sequence[Finding]) -> RenderableType:
 
 
 def _finding(finding: Finding) -> str:
-    note = " (a note: no harm by itself)" if finding.note else ""
+    note = " (a note)" if finding.note else ""
     return f"{finding}{note}\n  fix: {finding.fix}"
+
+
+def audit(of: Manifest, found: Audit) -> RenderableType:
+    """Return what start-up leaves to inference: how much, why, and for which kernels."""
+    deployment = _deployment(of)
+    head = {name: deployment[name] for name in ("model", "serve arguments", "target", "toolchain")}
+    head |= {f"not audited: {each.name}": f"by {each.backend}" for each in of.elsewhere}
+    parts: list[RenderableType] = [facts(head), "", table(_AUDIT_COLUMNS, _audit_rows(found))]
+    if not found.leaks:
+        return Group(*parts, "", "nothing leaks into inference")
+    columns = ("kernel", "#tuning keys", "#benchmarks", "#compiles", "why", "reached by")
+    return Group(
+        *parts,
+        "",
+        *(Text(_cause(each)) for each in found.causes),
+        *([""] if found.causes else []),
+        table(columns, _leaking_rows(found.leaks)),
+        *_autotune_events(found),
+    )
+
+
+_AUDIT_COLUMNS = ("on each rank", "#benchmarks", "#compiles")
+
+
+def _audit_rows(found: Audit) -> Iterator[tuple[object, ...]]:
+    in_vain = sum((waste.work for waste in found.in_vain), start=Work())
+    for text, work in (
+        ("start-up and graph capture", found.start_up),
+        ("  that no inference asks for", in_vain),
+        ("left to inference", found.inference),
+    ):
+        yield text, work.benchmarks, work.compiles
+
+
+def _cause(cause: Cause) -> str:
+    """Return in one line what differs, or how much more where that is a lot."""
+    kernels = [short(kernel) for kernel in cause.kernels]
+    where = kernels[0] if len(kernels) == 1 else counted(len(kernels), "kernel")
+    counts = [counted(cause.work.compiles, "compile")]
+    if cause.work.benchmarks:
+        counts.insert(0, counted(cause.work.benchmarks, "benchmark"))
+    words = [
+        in_words(each.difference, "in start-up", here="in inference")
+        for each in cause.mismatches[:_MOST_TOLD]
+    ]
+    if more := len(cause.mismatches) - len(words):
+        words.append(f"{more} more differ{'s' * (more == 1)}")
+    return f"{'; '.join(words)}: {', '.join((where, *counts))}"
+
+
+_MOST_TOLD = 3
+"""Differences that a line names."""
+
+
+def _leaking_rows(leaks: Sequence[Leak]) -> Iterator[tuple[object, ...]]:
+    by_kernel: dict[str, list[Leak]] = {}
+    for leak in leaks:
+        by_kernel.setdefault(leak.kernel, []).append(leak)
+    for kernel, mine in by_kernel.items():
+        work = sum((leak.work for leak in mine), start=Work())
+        keys = sum(bool(leak.work.benchmarks) for leak in mine)
+        reached = sorted({via for leak in mine for via in leak.via})
+        yield (
+            short(kernel),
+            keys or "",
+            work.benchmarks or "",
+            work.compiles,
+            _why(mine),
+            ", ".join(reached),
+        )
+
+
+def _why(leaks: Sequence[Leak]) -> str:
+    every = [each.difference.field for leak in leaks for each in leak.mismatches or ()]
+    fields = [*dict.fromkeys(every)]
+    more = len(fields) - _MOST_TOLD
+    told = [*fields[:_MOST_TOLD], f"{more} more"] if more > 1 else fields
+    return ", ".join(told) or "start-up never launches it"
+
+
+def _autotune_events(found: Audit) -> tuple[RenderableType, ...]:
+    if not found.inference.benchmarks:
+        return ()
+    text = (
+        "A benchmark, or autotune event, is one rank timing one candidate of a kernel for one\n"
+        "tuning key; that happens once for each key in a process, whatever the other arguments\n"
+        f"are. A first prefill asks each kernel for one key: {found.one_of_each} benchmarks."
+    )
+    return "", Text(text)
+
+
+def counted(count: int, what: str) -> str:
+    """Return how many there are of what can be counted."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def tunings(found: Tunings) -> RenderableType:
@@ -315,3 +493,61 @@ def config_text(config: Candidate) -> str:
         f"at most {config.maxnreg} registers" if config.maxnreg else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+def proof(found: Proof) -> RenderableType:
+    """Return what serving processes did beside one another, and what the plan missed."""
+    columns = ("", *(f"#{each.name}" for each in found.columns))
+    idle = sum(each.launches for each in found.idle)
+    parts: list[RenderableType] = [
+        facts({"GPU": found.gpu, "depth": _DEPTHS[found.depth], "workloads": found.workloads}),
+        "",
+        table(columns, _proof_rows(found.columns)),
+        "",
+        Text(
+            "An autotune event is the timing of one config of one kernel. Launches of the plan are"
+            " those of GDN layers and of the model runner."
+        ),
+        "",
+    ]
+    if found.escapes:
+        rows = ((short(e.kernel), e.phase, e.count, e.words) for e in found.escapes)
+        missed = table(("asked for and not planned", "in", "#times", "how it differs"), rows)
+        parts += [missed, ""]
+    else:
+        parts.append("every launch that was asked for was planned")
+    if idle:
+        parts.append(
+            f"{counted(idle, 'planned launch')} of {counted(len(found.idle), 'kernel')} that these"
+            f" workloads never asked for: {', '.join(short(each.kernel) for each in found.idle)}"
+        )
+    parts.append("the cache holds" if found.holds else "the cache does not hold")
+    return Group(*parts)
+
+
+_DEPTHS = {
+    "layer": "GDN layers, without weights",
+    "engine": "vLLM's whole engine, with dummy weights",
+}
+
+
+def _proof_rows(columns: Sequence[Column]) -> Iterator[tuple[object, ...]]:
+    def row(name: str, value: Callable[[Column], object]) -> tuple[object, ...]:
+        return (name, *(value(each) for each in columns))
+
+    yield row("start-up, s", lambda c: f"{c.start_up:.1f}")
+    yield row("autotune events in start-up", lambda c: c.planned["start-up"].benchmarks)
+    yield row("autotune events in inference", lambda c: c.planned["inference"].benchmarks)
+    yield row("compiles in start-up", lambda c: c.planned["start-up"].compiles)
+    yield row("  unbound, compiled by prewarm", lambda c: c.planned["unbound"].compiles)
+    yield row("compiles in inference", lambda c: c.planned["inference"].compiles)
+    yield row("hits", lambda c: sum(work.hits for work in c.planned.values()))
+    yield row("first request, ms", lambda c: f"{c.first * 1e3:.1f}")
+    yield row("last of the same, ms", lambda c: f"{c.tenth * 1e3:.1f}")
+    yield row("tokens per second", lambda c: f"{c.tokens_per_second:,.0f}")
+    yield row("slowest workload after, ms", lambda c: f"{c.worst * 1e3:.1f} ({c.slowest})")
+    yield row("host modules built", lambda c: sum(c.host_modules.values()))
+    yield row("other kernels: compiles in start-up", lambda c: c.others["start-up"].compiles)
+    yield row("  s", lambda c: f"{c.others['start-up'].seconds:.1f}")
+    yield row("other kernels: compiles in inference", lambda c: c.others["inference"].compiles)
+    yield row("GPU blocks", lambda c: ", ".join(map(str, dict.fromkeys(c.gpu_blocks))))

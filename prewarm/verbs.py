@@ -15,7 +15,6 @@ from prewarm.core.capture import Capture
 from prewarm.core.document import read_text
 from prewarm.core.errors import HostError, InputError
 from prewarm.core.files import host_errors
-from prewarm.core.finding import MOUNT_PATH, UNKNOWN, Finding
 from prewarm.core.first_start import first_start, tuned_on
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_diff import compare
@@ -24,8 +23,9 @@ from prewarm.core.selection import Selection, selected_launches
 from prewarm.core.target import Target, target_named
 from prewarm.core.tuning_keys import tuning_keys
 from prewarm.core.tunings import Size, Tunings
+from prewarm.core.upgrade import upgrade
 from prewarm.output import Output
-from prewarm.render import changes, findings, size
+from prewarm.render import size, upgrade_and_changes
 
 T = TypeVar("T")
 
@@ -48,12 +48,58 @@ def trace(out: Output, target: Target, serve_args: tuple[str, ...], **options: A
             f"unbound: {each.argument} follows the {each.follows}, so the first start compiles"
             f" launches of {len(each.kernels)} kernels; {each.pin} among the arguments settles it"
         )
+    say_elsewhere(out, found)
+    return found
+
+
+def say_elsewhere(out: Output, found: Manifest) -> None:
+    """Say which GDN work the deployment of `found` does outside Triton."""
     for work in found.elsewhere:
         out.say(
             f"elsewhere: {work.name} by {work.backend}, not Triton: {work.reason};"
             f" needs {work.needs}; here: {work.present}; cold: {work.cold}"
         )
-    return found
+
+
+def planned_or_traced(
+    out: Output,
+    file: Path | None,
+    target: Target | None,
+    serve_args: tuple[str, ...],
+    **options: Any,
+) -> Manifest:
+    """Return the manifest in `file`, or that of `serve_args` on `target` where there is none.
+
+    Raises InputError unless exactly one of the two is given.
+    """
+    if file is not None:
+        if serve_args or target is not None:
+            raise InputError(
+                "a manifest has its target and its serve arguments: name no others",
+                f"prewarm audit {file}",
+            )
+        return read_manifest(file)
+    if target is None or not serve_args:
+        raise InputError(
+            "nothing to audit: name a target and a deployment, or a manifest",
+            "prewarm audit --target b200 -- MODEL [ARGS]",
+        )
+    return trace(out, target, serve_args, **options)
+
+
+def audit(out: Output, manifest: Manifest) -> int:
+    """Write what start-up leaves to inference; return 1 if it leaves anything."""
+    from prewarm import render
+    from prewarm.core.audit import audit as audit_
+
+    found = audit_(manifest)
+    out.say(
+        "audited: Triton kernels of GDN layers and of the model runner; not audited: those of"
+        " attention, experts and sampling, which a trace leaves out"
+    )
+    plain = {"manifest": manifest.digest, "vllm": manifest.toolchain.vllm}
+    out.product(render.audit(manifest, found), {**plain, **msgspec.to_builtins(found)})
+    return int(bool(found.leaks))
 
 
 def check_output(output: Path | None) -> None:
@@ -238,102 +284,6 @@ def pack(
     return 0
 
 
-def verify(out: Output, source: Path, target: Target | None, *, fit: bool) -> int:
-    """Write what is wrong with the cache at `source`; return 1 if anything is."""
-    from prewarm.ship.verify import verify_directory
-
-    found = verify_directory(source)
-    counted: dict[str, int] = {}
-    if fit:
-        try:
-            misfits, counted = _misfits(out, source, target, found)
-            found += misfits
-        except HostError as error:
-            if not found:
-                raise
-            out.say(f"checked: integrity; not checked: fit, because {error}")
-    else:
-        out.say("checked: integrity; not checked: fit")
-    plain = {"findings": found, **counted}
-    out.product(findings(found) if found else "sound", plain)
-    return int(any(not finding.note for finding in found))
-
-
-_HARMLESS = {UNKNOWN, MOUNT_PATH}
-"""Findings about integrity that leave the index, the plan and what is listed as they were."""
-
-
-def _misfits(
-    out: Output, source: Path, target: Target | None, unsound: tuple[Finding, ...]
-) -> tuple[tuple[Finding, ...], dict[str, int]]:
-    """Return what keeps Triton here from the cache at `source`, and how many launches it found.
-
-    A lookup loads the host modules of the cache, so it is left out where those are not what
-    was packed.
-    """
-    from prewarm.device.gpu import visible_gpus
-    from prewarm.make.fit import misfits, misplaced, missing_engines
-    from prewarm.make.lookup import look_up
-    from prewarm.ship.verify import held
-
-    if any(finding.code not in _HARMLESS for finding in unsound):
-        out.say("checked: integrity; not checked: fit, before that is mended")
-        return (), {}
-    cache = held(source)
-    gpus = () if target else visible_gpus()
-    found = misplaced(cache.manifest, target, gpus, cache.entries)
-    if missing := missing_engines():
-        out.say(
-            f"checked: integrity; not checked: whether Triton asks for these keys,"
-            f" because {', '.join(missing)} cannot be imported here"
-        )
-        return found, {}
-    out.say("looking every launch up as a vLLM worker would")
-    with _entries(source, cache.entries, unsound) as entries:
-        looked = look_up(cache.plan, entries or Path(os.devnull), cache.manifest.selection)
-    fits = misfits(cache.manifest, cache.plan, looked, looked_up=entries is not None)
-    launches = len(looked.answers)
-    hits = launches - len(looked.misses)
-    if entries is None:
-        out.say("checked: integrity, toolchain; not checked: single launches")
-        return (*fits, *found), {}
-    out.say(f"checked: integrity, toolchain, launches: {hits} of {launches} are hits")
-    winners = len(looked.records)
-    found_winners = sum(answer.reason is None for answer in looked.records)
-    if winners:
-        out.say(f"autotune records: {found_winners} of {winners} name their winner")
-    if unbound := len(cache.manifest.unbound):
-        out.say(f"{unbound} more are unbound: the first start compiles them")
-    return (*fits, *found), {
-        "launches": launches,
-        "hits": hits,
-        "unbound": len(cache.manifest.unbound),
-        "winners": winners,
-        "records": found_winners,
-    }
-
-
-@contextlib.contextmanager
-def _entries(
-    source: Path, entries: Path | None, unsound: tuple[Finding, ...]
-) -> Iterator[Path | None]:
-    """Yield the directory to look into: an image layout is installed for as long as that takes.
-
-    None where the files point to another directory: every launch would be a miss.
-    """
-    if any(finding.code == MOUNT_PATH for finding in unsound):
-        yield None
-    elif entries is not None:
-        yield entries
-    else:
-        from prewarm.ship.install import install
-
-        with tempfile.TemporaryDirectory(prefix="prewarm-") as scratch:
-            install(source, Path(scratch), on_mismatch="warn")
-            link = Path(scratch, "triton")
-            yield link if link.exists() else None
-
-
 def check(out: Output, file: Path, found: Manifest) -> int:
     """Write what would change in the manifest `file`; return 1 if anything would."""
     rendered = render_manifest(found)
@@ -348,11 +298,16 @@ def check(out: Output, file: Path, found: Manifest) -> int:
 
 
 def differences(out: Output, old: Manifest, new: Manifest) -> int:
-    """Write what differs between two manifests; return 1 if anything does."""
-    found = compare(old, new)
-    plain = {"old": old.digest, "new": new.digest, "changes": found}
+    """Write what differs between two manifests, and what that costs; return 1 if anything does."""
+    found, again = compare(old, new), upgrade(old, new)
+    plain = {
+        "old": old.digest,
+        "new": new.digest,
+        "changes": found,
+        "upgrade": {**msgspec.to_builtins(again), "verdict": again.verdict()},
+    }
     if found:
-        out.product(changes(found), plain)
+        out.product(upgrade_and_changes(again, found), plain)
     elif old.digest != new.digest:
         out.product("the same launches; only how they were found differs", plain)
     else:

@@ -21,6 +21,10 @@ need util-linux command -v flock
 need skopeo command -v skopeo
 need umoci command -v umoci
 need docker-registry command -v docker-registry
+need buildah command -v buildah
+need podman command -v podman
+need runc command -v runc
+need catatonit command -v catatonit
 need python3-venv "$python" -c 'import ensurepip, venv'
 need python3-dev "$python" -c 'import pathlib, sysconfig
 assert pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()'

@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import click
+import msgspec
 import pytest
 
 import prewarm.ship.verify
 from prewarm.cli import ServeVerb, cli, main
 from prewarm.core import errors
+from prewarm.core.digest import digest_of
 from prewarm.core.errors import PrewarmError
 from prewarm.core.manifest_yaml import render_manifest
 
@@ -282,12 +284,79 @@ def test_two_manifests_that_differ_exit_1(manifest, changed_manifest, tmp_path, 
     new.write_text(render_manifest(changed_manifest), "utf-8")
 
     assert main(["diff", str(old), str(new)]) == 1
-    assert capsys.readouterr().out == ("serve arguments\n  -tp: 1 → 8\ngeometry\n  heads: 4 → 8\n")
+    verdict = "compile again: 0 of 2 entries; tune again: 0 of 1 tuning keys"
+    assert capsys.readouterr().out == (
+        f"serve arguments\n  -tp: 1 → 8\ngeometry\n  heads: 4 → 8\n\n{verdict}\n"
+    )
     assert main(["diff", str(old), str(new), "--json"]) == 1
-    assert [each["item"] for each in json.loads(capsys.readouterr().out)["changes"]] == [
-        "-tp",
-        "heads",
-    ]
+    said = json.loads(capsys.readouterr().out)
+    assert [each["item"] for each in said["changes"]] == ["-tp", "heads"]
+    assert said["upgrade"]["verdict"] == verdict
+
+
+def test_an_upgrade_begins_with_each_kernel_and_ends_with_what_to_do(manifest, tmp_path, capsys):
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    kernel = msgspec.structs.replace(manifest.kernels[0], source=digest_of(b"newer"))
+    tools = msgspec.structs.replace(manifest.toolchain, vllm="0.26.0", triton_key=digest_of(b"new"))
+    newer = msgspec.structs.replace(manifest, kernels=(kernel,), toolchain=tools)
+    old.write_text(render_manifest(manifest), "utf-8")
+    new.write_text(render_manifest(newer), "utf-8")
+
+    assert main(["diff", str(old), str(new)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["kernel", "as", "before", "changed", "new", "gone", "why"]
+    assert said[1].split() == ["add", "0", "2", "0", "0", "its", "source", "(2)"]
+    assert said[3].split() == ["to", "be", "tuned", "again", "why"]
+    assert said[-1] == (
+        "compile again: 2 of 2 entries (Triton's key differs); tune again: 1 of 1 tuning keys"
+    )
+
+
+def test_an_audit_of_what_start_up_missed_exits_1(manifest, tmp_path, capsys):
+    path = tmp_path / "m.yaml"
+    path.write_text(render_manifest(manifest), "utf-8")
+
+    assert main(["audit", str(path)]) == 1
+    said = capsys.readouterr()
+    assert re.search(r"^left to inference +2 +2$", said.out, re.MULTILINE)
+    assert re.search(r"^add +1 +2 +2 +start-up never launches it +prefill$", said.out, re.MULTILINE)
+    assert "one rank timing one candidate" in said.out
+    assert "not audited: those of attention" in said.err
+    assert main(["audit", str(path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["vllm"], found["manifest"]) == ("0.25.1", manifest.digest)
+    assert found["inference"] == {"compiles": 2, "benchmarks": 2}
+
+
+def test_an_audit_of_what_start_up_covers_exits_0(manifest, tmp_path, capsys):
+    (kernel,) = manifest.kernels
+    covered = tuple(
+        msgspec.structs.replace(each, via=("prefill", "start-up"))
+        for each in kernel.specializations
+    )
+    kernels = (msgspec.structs.replace(kernel, specializations=covered),)
+    path = tmp_path / "m.yaml"
+    path.write_text(render_manifest(msgspec.structs.replace(manifest, kernels=kernels)), "utf-8")
+
+    assert main(["audit", str(path), "-q"]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("\nnothing leaks into inference\n")
+    assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "nothing to audit: name a target and a deployment, or a manifest"),
+        (["--target", "b200"], "nothing to audit: name a target and a deployment, or a manifest"),
+        (["--", "a/model"], "nothing to audit: name a target and a deployment, or a manifest"),
+        (["m.yaml", "--", "a/model"], "a manifest has its target and its serve arguments"),
+        (["m.yaml", "--target", "b200"], "a manifest has its target and its serve arguments"),
+    ],
+)
+def test_an_audit_takes_a_manifest_or_a_deployment(argv, message, capsys):
+    assert main(["audit", *argv]) == 2
+    assert capsys.readouterr().err.startswith(f"prewarm: error: {message}")
 
 
 def test_plan_writes_checks_and_streams(manifest, changed_manifest, tmp_path, monkeypatch, capsys):

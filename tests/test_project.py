@@ -24,8 +24,18 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0]).lower()
 
 
-def test_everything_that_is_installed_is_pinned(root):
-    """The environment's key is taken over constraints.txt: what is not in it would go stale."""
+PINS = ["constraints.txt", "constraints/vllm-0.18.1.txt"]
+
+
+def test_every_file_of_pins_is_looked_at(root):
+    there = {str(path.relative_to(root)) for path in root.glob("constraints/*")}
+
+    assert {"constraints.txt", *there} == set(PINS)
+
+
+@pytest.mark.parametrize("pins", PINS)
+def test_everything_that_is_installed_is_pinned(root, pins):
+    """The environment's key is taken over its pins: what is not in them would go stale."""
     project = pyproject(root)
     wanted = [
         *project["project"]["dependencies"],
@@ -33,10 +43,18 @@ def test_everything_that_is_installed_is_pinned(root):
         *project["project"]["optional-dependencies"]["plot"],
         *project["dependency-groups"]["dev"],
     ]
-    pins = (root / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = (root / pins).read_text("utf-8").splitlines()
 
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+={2,3}[A-Za-z0-9.]+", pin) for pin in pins)
-    assert {name_of(each) for each in wanted} <= {name_of(pin) for pin in pins}
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+={2,3}[A-Za-z0-9.]+", pin) for pin in pinned)
+    assert {name_of(each) for each in wanted} <= {name_of(pin) for pin in pinned}
+
+
+def test_pins_hold_the_vllm_that_they_are_for(root):
+    (tested,) = pyproject(root)["project"]["optional-dependencies"]["vllm"]
+    wanted = [tested, *(f"vllm=={re.sub('.*vllm-|.txt$', '', pins)}" for pins in PINS[1:])]
+
+    for pins, vllm in zip(PINS, wanted, strict=True):
+        assert vllm in (root / pins).read_text("utf-8").splitlines()
 
 
 def test_the_requirements_script_prints_all_of_them(root):
@@ -49,15 +67,15 @@ def test_the_requirements_script_prints_all_of_them(root):
     )
 
     assert [name_of(line) for line in done.stdout.splitlines()][:2] == ["click", "cryptography"]
-    assert "vllm==0.25.1" in done.stdout
+    assert "vllm" in done.stdout.splitlines()  # the pins say which
     assert "matplotlib" in done.stdout
     assert "pytest-xdist" in done.stdout
 
 
 def test_two_checkouts_with_the_same_pins_share_an_environment(root, tmp_path):
-    def path_of(checkout, **environment):
+    def path_of(checkout, *pins, **environment):
         return subprocess.run(
-            ["bash", checkout / "scripts" / "env.sh", "path"],
+            ["bash", checkout / "scripts" / "env.sh", "path", *pins],
             env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment},
             capture_output=True,
             text=True,
@@ -72,7 +90,8 @@ def test_two_checkouts_with_the_same_pins_share_an_environment(root, tmp_path):
     ours = path_of(root)
 
     assert re.fullmatch(rf"{tmp_path}/prewarm/env-[0-9a-f]{{12}}", ours)
-    assert path_of(other) == ours
+    assert path_of(other) == ours == path_of(root, "constraints.txt")
+    assert path_of(root, PINS[1]) != ours
     (other / "constraints.txt").write_bytes(pins + b"another==1\n")
     assert path_of(other) != ours
 
@@ -102,6 +121,21 @@ def test_an_environment_that_would_not_fit_is_refused_before_anything_is_fetched
     )
     assert hint.startswith("  hint: free some space there, or set XDG_CACHE_HOME")
     assert not list((tmp_path / "prewarm").glob("env-*/"))
+
+
+def test_pins_that_are_not_there_are_refused_with_those_that_are(root):
+    done = subprocess.run(
+        ["bash", root / "scripts" / "env.sh", "path", "constraints/vllm-0.1.txt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.splitlines() == [
+        "prewarm: error: there is no file of pins constraints/vllm-0.1.txt",
+        f"  hint: these are there: {' '.join(PINS)}",
+    ]
 
 
 def test_the_shell_scripts_parse(root):
@@ -134,9 +168,10 @@ def test_the_version_has_its_entry_in_the_changelog(root):
 
 def test_every_make_target_and_every_verb_that_the_readme_names_exists(root):
     readme = (root / "README.md").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.MULTILINE))
+    target = r"[a-z]+(?:-[0-9.]*[0-9])?"
+    targets = set(re.findall(rf"^({target}):", (root / "Makefile").read_text(), re.MULTILINE))
 
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.MULTILINE))
+    named = set(re.findall(rf"(?:^|`)make ({target})", readme, re.MULTILINE))
     assert {"example", "test"} <= named <= targets
     verbs = set(re.findall(r"(?:`|RUN |&& )prewarm ([a-z]+)", readme))
     assert {"build", "install", "verify"} <= verbs <= set(cli.commands)

@@ -18,12 +18,25 @@ ROOMS = {
     "make": {"core", "device"},
     "tune": {"core", "device", "make"},
     "ship": {"core"},
-    "serve": {"core"},
+    "serve": {"core", "device"},
+    "prove": {"core", "device", "trace", "serve"},
 }
-HALL = {"cli", "__main__", "verbs", "render", "plot", "output"}
+HALL = {
+    "cli",
+    "__main__",
+    "verbs",
+    "fleet",
+    "verifying",
+    "proving",
+    "shipping",
+    "starting",
+    "render",
+    "plot",
+    "output",
+}
 """The modules between the rooms: argv, the steps of verbs, what people read."""
 HEAVY = {"torch", "triton", "vllm", "transformers", "numpy", "flashinfer"}
-MAY_BE_HEAVY = {"device", "trace", "make", "tune", "serve"}
+MAY_BE_HEAVY = {"device", "trace", "make", "tune", "serve", "prove"}
 
 MODULES = sorted((Path(__file__).parent.parent / "prewarm").rglob("*.py"))
 
@@ -68,8 +81,9 @@ def test_only_some_rooms_know_torch_triton_and_vllm(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(path.parents[2])))
-def test_vllm_is_known_to_its_seam_alone(path):
-    seam = path.parts[-2:] == ("trace", "vllm_seam.py")
+def test_vllm_is_known_to_its_seams_alone(path):
+    seams = {("trace", "vllm_seam.py"), ("trace", "vllm_releases.py"), ("serve", "vllm_seam.py")}
+    seam = path.parts[-2:] in seams
 
     assert seam or not any(name.split(".")[0] == "vllm" for name in imports(path))
 
@@ -97,8 +111,9 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError(f"the wall: {{name}}")
 sys.meta_path.insert(0, Refuse())
 import prewarm.ship.install, prewarm.ship.verify, prewarm.ship.pack
+import prewarm.ship.push, prewarm.ship.pull, prewarm.ship.catalogue, prewarm.ship.referrers
 from prewarm.cli import main
-for verb in "install", "verify", "show", "diff", "pack":
+for verb in "install", "verify", "show", "diff", "pack", "push", "pull", "list":
     assert main([verb, "--help"]) == 0
 assert main(["show", "targets"]) == 0
 rooms = {{"prewarm.trace", "prewarm.make", "prewarm.device"}}

@@ -44,6 +44,9 @@ _DIRECTORY, _FILE = 0o775, 0o664
 _MOUNT_POINT = {"lost+found"}
 """What a directory may hold that is empty to its owner."""
 
+_NOTHING = "0" * 16
+"""The version that holds no entries."""
+
 
 class Installed(Record, kw_only=True):
     """What an install did."""
@@ -82,6 +85,26 @@ def install(
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / LOCK):
             return _result(_install(cache, directory), cache, directory, trace)
+
+
+def serve_nothing(into: Path) -> None:
+    """Make the directory `into` one that serves an empty cache, unless it serves one already.
+
+    Triton would otherwise make a directory where the next install puts its link. Raises
+    InputError where `into` holds something else, IntegrityError where a link in it leads
+    elsewhere, and HostError where it cannot be written.
+    """
+    directory = _absolute(into)
+    with host_errors(f"write {directory}"):
+        _refuse_foreign(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory / LOCK):
+            if current_version(directory) is not None:
+                return
+            versions = directory / VERSIONS
+            for path in (versions, versions / _NOTHING, versions / _NOTHING / ENTRIES):
+                _make_directory(path)
+            _point(directory, f"{VERSIONS}/{_NOTHING}/{ENTRIES}")
 
 
 def _install(cache: Source, directory: Path) -> Literal["installed", "already installed"]:

@@ -121,6 +121,17 @@ def without_engines(*argv, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+def _installed_beside_vllm(directory):
+    """Return a directory by which Python finds the entry point that vLLM loads plugins by."""
+    metadata = directory / "site" / "prewarm-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: prewarm\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nprewarm = prewarm.serve.plugin:register\n"
+    )
+    return metadata.parent
+
+
 def test_where_the_engines_are_missing_the_rest_is_checked_and_stderr_says_so(image, tmp_path):
     into = tmp_path / "into"
     main(["install", str(image), "--into", str(into), "-q"])
@@ -138,6 +149,22 @@ def test_where_the_engines_are_missing_the_rest_is_checked_and_stderr_says_so(im
     assert out.splitlines()[0].endswith(
         f"TRITON_CACHE_DIR: expected {into}/triton, found /elsewhere"
     )
+    overlay = {
+        "TRITON_CACHE_DIR": "/elsewhere",
+        "TRITON_CACHE_MANAGER": "prewarm.serve.overlay:OverlayCache",
+    }
+    found = without_engines("verify", str(into), **overlay, PREWARM_CACHE=str(into))
+    assert found == (0, "sound\n", said)
+    code, out, err = without_engines("verify", str(into), **overlay, PREWARM_CACHE=str(tmp_path))
+    assert (code, out[:4], err) == (1, "P206", said)
+    plugin = {
+        "TRITON_CACHE_DIR": "/elsewhere",
+        "PREWARM_CACHE": str(into),
+        "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{_installed_beside_vllm(tmp_path)}",
+    }
+    assert without_engines("verify", str(into), **plugin) == (0, "sound\n", said)
+    code, out, err = without_engines("verify", str(into), **plugin, VLLM_PLUGINS="another")
+    assert (code, out[:4], err) == (1, "P206", said)
     late = into / "triton" / ("A" * 52) / "late.cubin"
     late.parent.mkdir()
     late.write_bytes(b"x")
