@@ -14,7 +14,8 @@ from prewarm.core.child import Refusal, answers_to_parent
 from prewarm.core.errors import HostError, PrewarmError
 from prewarm.core.record import Record
 from prewarm.core.target import Target
-from prewarm.prove.message import STEADY, Lap, Progress, Request, Served
+from prewarm.prove.message import STEADY, Lap, Request, Served
+from prewarm.trace.parent import Progress
 
 
 def main() -> int:

@@ -43,12 +43,6 @@ class Lap(Record, kw_only=True):
     seconds: float
 
 
-class Progress(Record, kw_only=True, tag="progress"):
-    """Something was done."""
-
-    text: str
-
-
 class Served(Record, kw_only=True, tag="served"):
     """The answer."""
 

@@ -6,16 +6,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
-from prewarm.core.child import Refusal, child
 from prewarm.core.errors import HostError, UnsupportedError
 from prewarm.core.record import Record
 from prewarm.core.target import Target
-from prewarm.prove.message import Depth, Progress, Request, Served
+from prewarm.prove.message import Depth, Request, Served
 from prewarm.prove.proof import Column, Escape, Idle, Proof, column, escapes_of, idle_of
 from prewarm.serve.installed import InstalledCache
 from prewarm.serve.recording import read_recording
+from prewarm.trace.parent import ask
 
 EMPTY, AGAIN, CACHE = "empty cache", "second start", "installed cache"
 _CHILD = "prewarm.prove.child"
@@ -113,29 +111,15 @@ def _request(plan: Plan, serve_args: Sequence[str], environment: dict[str, str])
 
 
 def _serve(request: Request, tell: Callable[[str], object]) -> Served:
-    with child(_CHILD, msgspec.json.encode(request)) as process:
-        for line in process.answers:
-            message: Record = msgspec.json.decode(line, type=Progress | Refusal | Served)
-            match message:
-                case Served():
-                    return message
-                case Refusal():
-                    raise message.error()
-                case Progress():
-                    tell(message.text)
-                case _:
-                    pass
-        code = process.wait()
-        said = process.last_words()
-    if "CUDA out of memory" in said or "OutOfMemoryError" in said:
-        raise HostError(
-            "the GPU has not enough memory for this model",
-            "--layers 4 serves its first layers only; without --engine no weights are needed",
-        )
-    error = UnsupportedError(f"the serving process ended with {code}: {_last_line(said)}")
-    error.add_note(said)
-    raise error
-
-
-def _last_line(said: str) -> str:
-    return (said.strip().splitlines() or ["it said nothing"])[-1]
+    try:
+        return ask(request, Served, tell, module=_CHILD, doing="serving")
+    except RuntimeError as error:
+        said = "\n".join(getattr(error, "__notes__", ()))
+        if "CUDA out of memory" in said or "OutOfMemoryError" in said:
+            raise HostError(
+                "the GPU has not enough memory for this model",
+                "--layers 4 serves its first layers only; without --engine no weights are needed",
+            ) from error
+        unsupported = UnsupportedError(f"serving failed: {error}")
+        unsupported.add_note(said)
+        raise unsupported from error

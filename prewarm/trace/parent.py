@@ -1,4 +1,4 @@
-"""Asking the process that plays the target, and hearing what it tries meanwhile."""
+"""Asking a process that runs vLLM, and hearing what it tries meanwhile."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ class Progress(Record, kw_only=True, tag=True):
 Answer = TypeVar("Answer", bound=Record)
 
 
-def ask(request: Record, kind: type[Answer], progress: Callable[[str], object]) -> Answer:
-    """Return what the child process answers to `request`, a record of `kind`.
+def ask(
+    request: Record,
+    kind: type[Answer],
+    progress: Callable[[str], object],
+    *,
+    module: str = _CHILD,
+    doing: str = "tracing",
+) -> Answer:
+    """Return what the child process `module` answers to `request`, a record of `kind`.
 
-    Raises the PrewarmError that ended the child, HostError when it was killed.
+    `doing` is what it does, for errors. Raises the PrewarmError that ended the child, HostError
+    when it was killed, RuntimeError with what it said as a note when it died otherwise.
     """
-    with child(_CHILD, msgspec.json.encode(request)) as process:
+    with child(module, msgspec.json.encode(request)) as process:
         for line in process.answers:
             message: Record = msgspec.json.decode(line, type=Progress | Refusal | kind)
             if isinstance(message, kind):
@@ -39,16 +47,16 @@ def ask(request: Record, kind: type[Answer], progress: Callable[[str], object]) 
                 raise message.error()
             if isinstance(message, Progress):
                 progress(message.text)
-        raise _died(process.wait(), process.last_words())
+        raise _died(process.wait(), process.last_words(), doing)
 
 
 _RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")
 
 
-def _died(code: int, said: str) -> Exception:
+def _died(code: int, said: str, doing: str) -> Exception:
     if code == -signal.SIGKILL:
         return HostError(
-            "the tracing process was killed, most likely for want of memory",
+            f"the {doing} process was killed, most likely for want of memory",
             "give it 6 GiB of memory",
         )
     raised = [f"{name}: {what}" for name, what in _RAISED.findall(said)]
@@ -57,6 +65,6 @@ def _died(code: int, said: str) -> Exception:
         return UnsupportedError(
             f"this deployment calls {operator[1]}, which needs the GPU, before its GDN layers"
         )
-    error = RuntimeError(raised[-1] if raised else f"the tracing process ended with {code}")
+    error = RuntimeError(raised[-1] if raised else f"the {doing} process ended with {code}")
     error.add_note(said)
     return error
