@@ -54,6 +54,8 @@ class Column(Record, kw_only=True):
     """Phase to work for the kernels of the manifest."""
     others: dict[str, Work]
     """The same for every other kernel."""
+    compiled_besides: dict[str, dict[str, int]]
+    """Phase to the other kernels that were compiled in it, and how often."""
     host_modules: dict[str, int]
     """Phase to modules built with a C compiler."""
     gpu_blocks: tuple[int, ...]
@@ -115,6 +117,7 @@ def column(name: str, served: Served, events: Sequence[Event], planned: frozense
         slowest=slowest.kind,
         planned={phase: _work(events, phase, planned, of_plan=True) for phase in PHASES},
         others={phase: _work(events, phase, planned, of_plan=False) for phase in PHASES},
+        compiled_besides={phase: _besides(events, phase, planned) for phase in PHASES},
         host_modules=Counter(each.phase for each in events if isinstance(each, Built)),
         gpu_blocks=tuple(each.gpu_blocks for each in events if isinstance(each, Worker)),
     )
@@ -144,6 +147,17 @@ def _work(events: Sequence[Event], phase: str, planned: frozenset[str], *, of_pl
         hits=sum(each.found for each in looked),
         benchmarks=len(timed),
         seconds=sum(each.seconds for each in (*looked, *timed)),
+    )
+
+
+def _besides(events: Sequence[Event], phase: str, planned: frozenset[str]) -> dict[str, int]:
+    return Counter(
+        _kernel(each)
+        for each in events
+        if isinstance(each, Looked | Other)
+        and each.phase == phase
+        and not each.found
+        and _kernel(each) not in planned
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import vllm.platforms
+from torch.overrides import TorchFunctionMode
 from vllm.platforms.cuda import NonNvmlCudaPlatform
 from vllm.platforms.interface import DeviceCapability
 
@@ -536,13 +537,18 @@ def _layer_worker_class() -> type[Any]:
     return LayerWorker
 
 
+_GPUS_OF_THE_OTHERS = 1024
+"""More than any deployment has on one host."""
+
+
 def stand_alone() -> None:
     """Let a worker of a deployment of many GPUs run alone on a real one.
 
-    Its collectives come to nothing. Call it before the engine is made.
+    Its collectives come to nothing. Call it before the engine's config is made.
     """
-    platform = vllm.platforms.current_platform
-    type(platform).get_device_communicator_cls = classmethod(lambda _: COMMUNICATOR)
+    platform = type(vllm.platforms.current_platform)
+    platform.get_device_communicator_cls = classmethod(lambda _: COMMUNICATOR)
+    platform.device_count = classmethod(lambda _: _GPUS_OF_THE_OTHERS)
 
 
 def gdn_layers(vllm_config: Any) -> list[Any]:
@@ -628,14 +634,16 @@ def _replace_compute(runner: Any) -> None:
     model = runner.get_model()
     hidden_size = runner.model_config.get_hidden_size()
     vocabulary = runner.model_config.get_vocab_size()
+    compiled = _has_graph_of_any_batch(runner.vllm_config.compilation_config)
 
     def forward(input_ids: Any = None, positions: Any = None, *_: Any, **kwargs: Any) -> Any:
         embeds = kwargs.get("inputs_embeds")
         tokens = (input_ids if embeds is None else embeds).shape[0]
         hidden_states = torch.empty(tokens, hidden_size, dtype=runner.dtype, device=runner.device)
         BATCH.in_layers = True
-        for layer in distinct:
-            _call_layer(layer, hidden_states, positions)
+        with _InductorLayout() if compiled else contextlib.nullcontext():
+            for layer in distinct:
+                _call_layer(layer, hidden_states, positions)
         BATCH.in_layers = False
         return hidden_states
 
@@ -692,6 +700,31 @@ def _drafter(runner: Any) -> Any:
         return torch.zeros(requests, runner.num_spec_tokens, **like)
 
     return propose
+
+
+def _has_graph_of_any_batch(compilation: Any) -> bool:
+    """Return whether torch.compile's Inductor writes the layers, once for every batch size."""
+    from vllm.config import CompilationMode
+
+    return (
+        compilation.mode == CompilationMode.VLLM_COMPILE
+        and compilation.backend in ("", "inductor")
+        and 1 not in (compilation.compile_sizes or ())
+    )
+
+
+class _InductorLayout(TorchFunctionMode):
+    """Tensors as Inductor hands them to the operators that it calls.
+
+    To one graph for every batch size, one row of a wider tensor is not contiguous: it copies,
+    where torch sees that there is one row only. Inside operators torch decides again.
+    """
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.contiguous and 1 in result.shape:
+            return result.clone(memory_format=torch.contiguous_format)
+        return result
 
 
 def _call_layer(layer: Any, hidden_states: torch.Tensor, positions: Any) -> None:

@@ -72,6 +72,7 @@ def test_a_column_tells_planned_kernels_from_others_phase_by_phase(planned):
     assert found.planned["start-up"] == Work(compiles=1, benchmarks=1, seconds=0.75)
     assert found.planned["inference"] == Work(hits=1, seconds=0.5)
     assert found.others["inference"] == Work(compiles=1, seconds=2.0)
+    assert found.compiled_besides["inference"] == {"vllm.m:attention": 1}
     assert found.host_modules == {"start-up": 1}
     assert (found.first, found.tenth, found.tokens_per_second) == (4.0, 1.0, 100.0)
     assert (found.worst, found.slowest) == (3.0, "mixed")

@@ -121,6 +121,16 @@ def test_without_graphs_the_kernels_of_decode_leak(planned: Planned) -> None:
     }
 
 
+def test_torch_compile_copies_the_gates_of_one_token(planned: Planned) -> None:
+    """As an H200 showed: one row is contiguous to torch, and not to a graph of every batch size."""
+    decode = "fused_recurrent_gated_delta_rule_packed_decode_kernel"
+    eager = read_manifest(planned("h100", SMALL, *TRITON, "--enforce-eager", closure=2))
+    compiled = read_manifest(planned("b200", SMALL, *TRITON, "--num-gpu-blocks-override", "3000"))
+
+    (heads,) = _values(compiled, decode, "stride_a_tok")
+    assert _values(eager, decode, "stride_a_tok") == {heads, 2 * heads}
+
+
 def test_the_number_of_cache_lines_is_found_unbound(planned: Planned) -> None:
     """It follows the number of GPU blocks, but for the start-up's own measuring of graphs."""
     manifest = read_manifest(planned("b200", *MAIN))
