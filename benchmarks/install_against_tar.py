@@ -4,6 +4,7 @@
 
 Without LAYOUT a layer of the size of all candidates of the largest deployment is made up:
 97 entries, 13 launchers. Both work on the compressed layer, in turns, into new directories.
+Peak memory is that of processes of their own: `prewarm install`, `tar`, and a bare Python.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prewarm.core.cache import (
@@ -111,6 +112,36 @@ def timed(work: Callable[[Path], object], within: Path) -> float:
         return time.perf_counter() - started
 
 
+MEASURE = (
+    "import resource, subprocess, sys;"
+    "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL);"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+"""A small process between: a child counts what its parent had when it was forked."""
+
+
+def peak_memory(argv: Sequence[str | Path]) -> float:
+    """Return the most memory, in MiB, that the process `argv` has had at one time."""
+    found = subprocess.run(
+        [sys.executable, "-IS", "-c", MEASURE, *argv], capture_output=True, text=True, check=True
+    )
+    return int(found.stdout) / 1024
+
+
+def report_memory(layout: Path, layer: Path, tar: str, within: Path) -> None:
+    """Print the peak memory of both, of a Python that does nothing, and the least to be seen."""
+    python = sys.executable
+    with tempfile.TemporaryDirectory(dir=within) as ours, tempfile.TemporaryDirectory() as theirs:
+        each = {
+            "install": [python, "-m", "prewarm", "install", layout, "--into", ours],
+            "tar -xzf": [tar, "-xzf", layer, "-C", theirs],
+            "python, idle": [python, "-c", ""],
+            "nothing": ["true"],
+        }
+        for name, argv in each.items():
+            print(f"{name:<16}{peak_memory(argv):8.1f} MiB at most")
+
+
 def report(name: str, seconds: list[float]) -> None:
     """Print the least, the middle and the most of `seconds`."""
     low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
@@ -148,6 +179,7 @@ def main() -> int:
             if number:  # the first round warms the page cache
                 ours.append(seconds[pair[0]])
                 theirs.append(seconds[pair[1]])
+        report_memory(layout, layer, tar, work)
     print(f"{'':<16}{'min':>11} {'median':>11} {'max':>11}")
     report("install", ours)
     report("tar -xzf", theirs)

@@ -11,6 +11,7 @@ import yaml
 
 from prewarm.core.errors import InputError
 from prewarm.core.files import write_atomic
+from prewarm.core.yaml_bounds import check_bounds
 
 T = TypeVar("T")
 
@@ -22,6 +23,10 @@ class _StrictLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.S
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or a mapping is no key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -55,8 +60,9 @@ def parse_yaml(text: str, kind: type[T], schema: str, where: str) -> T:
 def load_yaml(text: str, where: str) -> object:
     """Return the plain data in the YAML `text`; raises InputError with the line."""
     try:
+        check_bounds(yaml.parse(text, Loader=_StrictLoader), where)
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a subclass of the safe loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -75,7 +81,7 @@ def parse_json(data: bytes, kind: type[T], schema: str, where: str) -> T:
     """Return the record of type `kind` that the JSON `data` holds; raises InputError."""
     try:
         plain = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     return convert(plain, kind, schema, where)
 

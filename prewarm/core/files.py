@@ -21,6 +21,11 @@ def host_error(error: OSError, doing: str) -> HostError:
         errno.EACCES: "run as a user who may write there, or choose another directory",
         errno.EPERM: "run as a user who may write there, or choose another directory",
         errno.EROFS: "choose a directory on a writable file system",
+        errno.EBUSY: "run the same command again when nothing else uses that directory",
+        errno.ENOTEMPTY: "run the same command again when nothing else uses that directory",
+        errno.ESTALE: "mount that file system again, then run the same command again",
+        errno.EXDEV: "choose a directory that lies whole on one file system",
+        errno.EIO: "see what the kernel says of that file system, or choose another directory",
     }
     hint = hints.get(error.errno or 0)
     return HostError(f"cannot {doing}: {error.strerror or error}", hint)

@@ -99,7 +99,7 @@ def _is_rooted(group: Path) -> bool:
     """Whether all files that `group` names lie beside it; its paths then say so."""
     try:
         paths = msgspec.json.decode(group.read_bytes(), type=_Group).child_paths
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return False
     rooted = {name: str(group.parent / name) for name in paths}
     if not all(os.path.isfile(path) for path in rooted.values()):

@@ -279,7 +279,7 @@ def _digests(entries: str) -> dict[str, str]:
     try:
         with open(f"{os.path.dirname(entries)}/{CACHE_MANIFEST}", "rb") as stream:
             index = msgspec.json.decode(stream.read(), type=_Index)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return {}
     if index.schema != CACHE_SCHEMA:
         return {}

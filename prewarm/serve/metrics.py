@@ -110,7 +110,7 @@ def published(state: Path) -> Iterator[Counts]:
     for path in sorted(state.glob("*.json")):
         try:
             yield msgspec.json.decode(path.read_bytes(), type=Counts)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             continue
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
@@ -23,9 +24,10 @@ from prewarm.core.errors import InputError, IntegrityError, RegistryError
 from prewarm.core.files import host_errors
 from prewarm.ship.image import Descriptor
 from prewarm.ship.registry import Repository
-from prewarm.ship.transport import PassingError
+from prewarm.ship.transport import PassingError, joined
 
-_PIECE = 1 << 20
+PIECE = 1 << 20
+"""Bytes that are held of a blob at a time."""
 _CHUNK = 16 << 20
 _MOST_ATTEMPTS = 100
 """Attempts at one blob, even where each of them gets some bytes further."""
@@ -36,7 +38,7 @@ Open = Callable[[], BinaryIO]
 def has_blob(repository: Repository, descriptor: Descriptor) -> bool:
     """Return whether the repository holds the blob."""
     call = repository.call(
-        "HEAD", _path(descriptor), f"look for the blob {descriptor.digest}", expect=(200, 404)
+        "HEAD", path_of(descriptor), f"look for the blob {descriptor.digest}", expect=(200, 404)
     )
     with repository.transport.send(call) as response:
         return response.status_code == 200
@@ -56,18 +58,18 @@ def read_blob(repository: Repository, descriptor: Descriptor, limit: int) -> byt
     transport = repository.transport
 
     def attempt() -> bytes:
-        with transport.once(repository.call("GET", _path(descriptor), doing)) as response:
-            _check_length(repository, descriptor, response, descriptor.size)
+        with transport.once(repository.call("GET", path_of(descriptor), doing)) as response:
+            check_length(repository, descriptor, response, descriptor.size)
             body = bytearray()
             while piece := transport.piece(response, doing):
                 body += piece
-                _check_size(repository, descriptor, len(body))
+                check_size(repository, descriptor, len(body))
             if len(body) < descriptor.size:
-                raise _short(repository, descriptor, len(body))
+                raise short_of(repository, descriptor, len(body))
             return bytes(body)
 
     data = transport.patiently(attempt)
-    _check_digest(repository, descriptor, digest_of(data))
+    check_digest(repository, descriptor, digest_of(data))
     return data
 
 
@@ -93,7 +95,7 @@ def download(repository: Repository, descriptor: Descriptor, path: Path) -> None
             found = _digest(stream)
             if found != descriptor.digest:
                 os.unlink(part)
-            _check_digest(repository, descriptor, found)
+            check_digest(repository, descriptor, found)
             os.fsync(stream.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
@@ -134,35 +136,46 @@ def _complete(repository: Repository, descriptor: Descriptor, stream: BinaryIO) 
                 raise
             repository.transport.wait(faults, fault)
     if stream.seek(0, os.SEEK_END) != descriptor.size:
-        raise _short(repository, descriptor, stream.tell())
+        raise short_of(repository, descriptor, stream.tell())
 
 
 def _add(repository: Repository, descriptor: Descriptor, stream: BinaryIO, have: int) -> None:
     """Add what one connection brings to the `have` bytes of the blob in `stream`."""
     doing = f"download the blob {descriptor.digest}"
     headers = {"Range": f"bytes={have}-"} if have else {}
-    call = repository.call("GET", _path(descriptor), doing, expect=(200, 206, 416), headers=headers)
+    call = repository.call(
+        "GET", path_of(descriptor), doing, expect=(200, 206, 416), headers=headers
+    )
     with repository.transport.once(call) as response:
-        if response.status_code == 416 or not _continues(response, have):
+        if response.status_code == 416 or not continues(response, have):
             have = _emptied(stream)
         if response.status_code == 416:
             raise PassingError(f"{repository.reference.name}: no part of a blob to go on with")
-        _check_length(repository, descriptor, response, descriptor.size - have)
+        check_length(repository, descriptor, response, descriptor.size - have)
         while piece := repository.transport.piece(response, doing):
             have += len(piece)
-            _check_size(repository, descriptor, have)
+            check_size(repository, descriptor, have)
             stream.write(piece)
             stream.flush()
     if have < descriptor.size:
-        raise _short(repository, descriptor, have)
+        raise short_of(repository, descriptor, have)
 
 
-def _continues(response: requests.Response, have: int) -> bool:
+def continues(response: requests.Response, have: int) -> bool:
     """Return whether what comes begins where the `have` bytes end."""
     if response.status_code != 206:
         return have == 0
     found = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
     return found is not None and int(found[1]) == have
+
+
+def mount(repository: Repository, descriptor: Descriptor, mount_from: str) -> bool:
+    """Return whether the registry took the blob from its repository `mount_from`.
+
+    Raises RegistryError where it refuses to, or TryAgainError.
+    """
+    attempt = _Upload(repository, descriptor, lambda: io.BytesIO(b""))
+    return repository.transport.patiently(partial(attempt.mount, mount_from))
 
 
 def upload(
@@ -236,7 +249,7 @@ class _Upload:
             with self._post() as response:
                 least = response.headers.get("OCI-Chunk-Min-Length", "")
                 location, at = self._location(response), 0
-            size = max(size, min(int(least), 1 << 30) if least.isdecimal() else 0)
+            size = max(size, min(int(least), 1 << 30) if re.fullmatch("[0-9]{1,18}", least) else 0)
             while piece := stream.read(size):
                 call = self.repository.call(
                     "PATCH",
@@ -268,7 +281,7 @@ class _Upload:
         location = response.headers.get("Location")
         if not location:
             raise RegistryError(f"{self.transport.host} does not say where to {self.doing}")
-        return urljoin(response.url, location)
+        return joined(response.url, location, self.doing)
 
     def _abandon(self, response: requests.Response) -> None:
         """Let go of an upload that was begun in place of a mount; a registry may keep it."""
@@ -286,7 +299,8 @@ def _with_digest(location: str, digest: str) -> str:
     return urlunsplit(parts._replace(query=query))
 
 
-def _path(descriptor: Descriptor) -> str:
+def path_of(descriptor: Descriptor) -> str:
+    """Return where a repository has the blob; raises InputError for what is no digest."""
     if not DIGEST.fullmatch(descriptor.digest):
         raise InputError(f"{descriptor.digest!r} is not a sha256 digest")
     return f"blobs/{descriptor.digest}"
@@ -295,21 +309,22 @@ def _path(descriptor: Descriptor) -> str:
 def _digest(stream: BinaryIO) -> str:
     stream.seek(0)
     found = hashlib.sha256()
-    while piece := stream.read(_PIECE):
+    while piece := stream.read(PIECE):
         found.update(piece)
     return f"sha256:{found.hexdigest()}"
 
 
-def _check_length(
+def check_length(
     repository: Repository, descriptor: Descriptor, response: requests.Response, left: int
 ) -> None:
     """Raise IntegrityError where the registry announces more than is `left` of the blob."""
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > left:
-        _check_size(repository, descriptor, descriptor.size - left + int(length))
+        check_size(repository, descriptor, descriptor.size - left + int(length))
 
 
-def _check_size(repository: Repository, descriptor: Descriptor, size: int) -> None:
+def check_size(repository: Repository, descriptor: Descriptor, size: int) -> None:
+    """Raise IntegrityError where `size` bytes are more than the blob has."""
     if size > descriptor.size:
         raise IntegrityError(
             f"{repository.reference.name}: the blob {descriptor.digest} has {size} bytes or"
@@ -317,7 +332,8 @@ def _check_size(repository: Repository, descriptor: Descriptor, size: int) -> No
         )
 
 
-def _check_digest(repository: Repository, descriptor: Descriptor, found: str) -> None:
+def check_digest(repository: Repository, descriptor: Descriptor, found: str) -> None:
+    """Raise IntegrityError unless `found` is the digest of the blob."""
     if found != descriptor.digest:
         raise IntegrityError(
             f"{repository.reference.name}: the blob {descriptor.digest} has the digest {found}",
@@ -325,7 +341,8 @@ def _check_digest(repository: Repository, descriptor: Descriptor, found: str) ->
         )
 
 
-def _short(repository: Repository, descriptor: Descriptor, size: int) -> PassingError:
+def short_of(repository: Repository, descriptor: Descriptor, size: int) -> PassingError:
+    """Return the fault that only `size` bytes of the blob came."""
     return PassingError(
         f"{repository.reference.name}: only {size} of {descriptor.size} bytes of the blob"
         f" {descriptor.digest} came",

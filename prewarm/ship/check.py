@@ -33,9 +33,14 @@ from prewarm.core.finding import (
     UnsoundError,
 )
 from prewarm.ship.entry import key_of, parse_group, placeholder
+from prewarm.ship.layer import MAX_SIZE
+from prewarm.ship.regular import read_regular
 
 ROOMS = ("io.triton.cache", "io.triton.manifest", "prewarm")
 """The directories at the root of a cache tree."""
+
+_INDEX_SIZE = 16 << 20
+"""Bytes that the index may have; that of 500 launches has 200 000."""
 
 _KEY = re.compile(r"[A-Z2-7]{52}")
 _REPLAN = "nothing to mend; to serve without that miss: prewarm plan --check MANIFEST -- SERVE ARGS"
@@ -148,7 +153,10 @@ def scan(root: Path) -> tuple[list[str], list[Finding]]:
     while waiting:
         path = waiting.pop()
         mode = os.lstat(root / path).st_mode
-        if stat.S_ISDIR(mode):
+        if not path.isprintable():
+            expected = "a name in UTF-8 that can be printed"
+            findings.append(_finding(UNSAFE, ascii(path), expected, "another"))
+        elif stat.S_ISDIR(mode):
             waiting.extend(f"{path}/{name}" for name in os.listdir(root / path))
         elif stat.S_ISREG(mode):
             names.append(path)
@@ -159,8 +167,21 @@ def scan(root: Path) -> tuple[list[str], list[Finding]]:
 
 
 def read_files(root: Path, names: Iterable[str]) -> dict[str, bytes]:
-    """Return the bytes of the files called `names` of the cache tree at `root`."""
-    return {name: (root / name).read_bytes() for name in names}
+    """Return the bytes of the files called `names` of the cache tree at `root`.
+
+    Raises UnsoundError where together they have more than a layer may, or one is no file.
+    """
+    files: dict[str, bytes] = {}
+    left = MAX_SIZE
+    for name in names:
+        files[name] = read_regular(root / name, left, name, _REINSTALL)
+        left -= len(files[name])
+    return files
+
+
+def index_bytes(root: Path) -> bytes:
+    """Return the bytes of the index of the cache tree at `root`; raises UnsoundError."""
+    return read_regular(root / CACHE_MANIFEST, _INDEX_SIZE, CACHE_MANIFEST, _REINSTALL)
 
 
 def _finding(code: str, subject: str, expected: str, found: str, fix: str = _REINSTALL) -> Finding:

@@ -21,6 +21,20 @@ from prewarm.core.record import Record
 GROUP_PREFIX = "__grp__"
 
 
+class _Target(msgspec.Struct):
+    backend: str
+    arch: int | str
+    warp_size: int
+
+
+class _Metadata(msgspec.Struct):
+    """What is used of the metadata of a compiled kernel."""
+
+    hash: str
+    target: _Target
+    extern_libs: tuple[tuple[str, str], ...] | None = None
+
+
 class Group(Record, kw_only=True):
     """The files of an entry, and the directory under which they are sought."""
 
@@ -80,9 +94,11 @@ def placeholder(data: bytes, key: str) -> bytes | None:
 def parse_metadata(data: bytes) -> dict[str, Any] | None:
     """Return the metadata of a compiled kernel, or None where `data` is none."""
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError:
+        metadata = msgspec.json.decode(data, type=dict[str, Any])
+        msgspec.convert(metadata, _Metadata)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
+    return metadata
 
 
 def render_metadata(metadata: dict[str, Any]) -> bytes:

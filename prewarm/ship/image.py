@@ -7,17 +7,19 @@ image volume by its diff_ids, and CRI-O takes an image with an artifact type for
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import UTC, datetime
 
 import msgspec
 
-from prewarm.core.cache import CacheManifest
+import prewarm
+from prewarm.core.cache import ENTRIES, CacheManifest
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import UnsupportedError
 from prewarm.core.record import Record
 from prewarm.ship import mcv
 from prewarm.ship.layer import GZIP
-from prewarm.ship.tree import CacheTree
+from prewarm.ship.tree import CacheTree, rooted
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -27,7 +29,7 @@ LABEL = "dev.prewarm"
 IDENTITY_LABEL = f"{LABEL}.identity"
 LAYER_SIZE_LABEL = f"{LABEL}.layer-size"
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -109,13 +111,13 @@ def image_of(
     Raises UnsupportedError for a CPU architecture that has no name in OCI.
     """
     machine = tree.manifest.toolchain.machine
-    if machine not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
+    if machine not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(f"no image can be made for {machine!r}; known: {known}")
-    created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = timestamp(epoch)
     config = ImageConfig(
         created=created,
-        architecture=_ARCHITECTURES[machine],
+        architecture=ARCHITECTURES[machine],
         os="linux",
         config=Execution(labels=labels(tree, mount_path) | {LAYER_SIZE_LABEL: str(len(tar))}),
         rootfs=RootFs(type="layers", diff_ids=(digest_of(tar),)),
@@ -139,6 +141,11 @@ def image_of(
     )
 
 
+def timestamp(epoch: int) -> str:
+    """Return the second `epoch` as images write it."""
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def tag_of(tree: CacheTree) -> str:
     """Return a tag that says which toolchain and GPU `tree` is for, and which tree it is."""
     tools = tree.manifest.toolchain
@@ -153,6 +160,8 @@ def labels(tree: CacheTree, mount_path: str | None) -> dict[str, str]:
         "identity": tree.identity,
         "manifest": manifest.manifest,
         "model": manifest.deployment.model.name,
+        "serve": shlex.join(manifest.deployment.serve_args),
+        "version": prewarm.__version__,
         "target": manifest.deployment.target,
         "arch": f"sm_{manifest.target_arch}",
         "vllm": tools.vllm,
@@ -169,9 +178,10 @@ def labels(tree: CacheTree, mount_path: str | None) -> dict[str, str]:
         **({} if mount_path is None else {"mount-path": mount_path}),
     }
     entries = len({launch.key for launch in manifest.launches})
+    shipped = tree.files if mount_path is None else rooted(tree.files, f"{mount_path}/{ENTRIES}")
     return (
         {f"{LABEL}.{name}": value for name, value in ours.items()}
-        | mcv.labels(manifest.target_arch, entries, tree.files)
+        | mcv.labels(manifest.target_arch, entries, shipped)
         | mcv.mount_labels(mount_path)
     )
 

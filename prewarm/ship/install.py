@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from prewarm.core.cache import ENTRIES
-from prewarm.core.errors import InputError, MismatchError
+from prewarm.core.errors import HostError, InputError, MismatchError
 from prewarm.core.files import host_errors, locked
 from prewarm.core.finding import UNKNOWN
 from prewarm.core.record import Record
@@ -82,6 +82,8 @@ def install(
         raise MismatchError("\n  ".join([str(finding), *trace]), finding.fix)
     with host_errors(f"install into {directory}"):
         _refuse_foreign(directory)
+        if cache.manifest.host_modules:
+            _refuse_noexec(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / LOCK):
             return _result(_install(cache, directory), cache, directory, trace)
@@ -151,6 +153,17 @@ def _refuse_foreign(directory: Path) -> None:
         raise InputError(
             f"{directory} is not empty and not from `prewarm install`: it holds {foreign[0]!r}",
             "choose an empty or new directory with --into",
+        )
+
+
+def _refuse_noexec(directory: Path) -> None:
+    """Raise HostError where no host module could be loaded from `directory`, made or to be made."""
+    there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    if os.statvfs(there).f_flag & os.ST_NOEXEC:
+        raise HostError(
+            f"cannot install into {directory}: its file system is mounted noexec, and Triton could"
+            " not load host modules from there",
+            "mount it without noexec, or choose another directory with --into",
         )
 
 
@@ -242,14 +255,19 @@ def _point(directory: Path, target: str) -> None:
 
 
 def _prune(versions: Path, keep: str | None) -> None:
-    """Remove stages of killed installs, and every version but the one called `keep`."""
+    """Remove stages of killed installs, and every version but the one called `keep`.
+
+    What cannot be removed stays: NFS keeps the directory of a file that a process still serves
+    from. It is in nobody's way, and the next install tries again.
+    """
     for path in versions.iterdir():
         if path.name == keep:
             continue
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            shutil.rmtree(path)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _result(

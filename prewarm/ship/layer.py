@@ -1,7 +1,6 @@
-"""A layer: the tar of a cache tree, the same bytes from the same files, and back again.
+"""A layer: the tar of a cache tree, the same bytes from the same files, compressed and back.
 
-The reader accepts what the writer makes (plain files and directories, PAX names) and nothing
-else: no links, no devices, no path that leaves the root, nothing twice, nothing cut short.
+What reads the tar is `members`.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 import zstandard
 
-from prewarm.core.errors import InputError, IntegrityError
-from prewarm.core.files import relative_path
-from prewarm.core.finding import ALTERED, UNSAFE, Finding, UnsoundError
+from prewarm.core.errors import InputError
+from prewarm.ship.members import AGAIN, altered
 
 MAX_SIZE = 1 << 30
 """Bytes that a layer may have when decompressed, whatever it says of itself."""
@@ -28,8 +26,12 @@ ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
-_BLOCK = 512
-_AGAIN = "build or pull the image again"
+MOST_GROWTH = 250
+"""Times that a layer may grow when decompressed. Caches of one kernel's many configs reach 50."""
+_SMALL = 16 << 20
+"""Bytes that a layer may have however well it was compressed."""
+_PIECE = 1 << 10
+"""Bytes of zstd that are decompressed at a time; they may grow 30 000 times."""
 
 
 def source_date_epoch() -> int:
@@ -43,22 +45,27 @@ def source_date_epoch() -> int:
     return int(text)
 
 
-def tar_of(files: Mapping[str, bytes], epoch: int) -> bytes:
+def tar_of(files: Mapping[str, bytes], epoch: int, below: str = "") -> bytes:
     """Return a tar of `files` and of every directory above them, directories first.
+
+    With `below`, a relative directory, they are in that one, and it and those above it are 0755.
 
     Files of one name follow each other, and equal ones directly: each launcher is there twice,
     and gzip looks back 32 KiB. Directories are 0775 and files 0664 of 0:0, so that a process of
     any user in group 0, as clusters assign them, can store what it has to compile after all.
     """
     parents = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
+    root = PurePosixPath(below)
+    modes = {str(path): 0o755 for path in (root, *root.parents)} if below else {}
+    modes |= {str(root / path): 0o775 for path in parents}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(parents):
+        for path in sorted(modes.keys() - {"."}):
             info = tarfile.TarInfo(path)
-            info.type, info.mode, info.mtime = tarfile.DIRTYPE, 0o775, epoch
+            info.type, info.mode, info.mtime = tarfile.DIRTYPE, modes[path], epoch
             tar.addfile(info)
         for path, data in sorted(files.items(), key=_name_and_content):
-            info = tarfile.TarInfo(path)
+            info = tarfile.TarInfo(str(root / path))
             info.size, info.mode, info.mtime = len(data), 0o664, epoch
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
@@ -80,132 +87,54 @@ def compress(tar: bytes) -> bytes:
 def decompress(blob: bytes, media_type: str, size: int) -> bytes:
     """Return the tar in `blob`, which says that it has `size` bytes.
 
-    Raises UnsoundError when it has more or fewer, InputError for an unknown compression. No
-    more than `size` bytes are ever unpacked.
+    Raises UnsoundError when it has more or fewer, when something follows the compressed data,
+    and when it grows as no cache does; InputError for an unknown compression. No more than
+    `size` bytes are ever unpacked.
     """
     size = min(size, MAX_SIZE)
+    if size > max(_SMALL, MOST_GROWTH * len(blob)):
+        raise altered(f"at most {MOST_GROWTH} times what {len(blob)} bytes are", f"{size} bytes")
     try:
         if media_type in (GZIP, DOCKER_GZIP):
             tar = _gunzip(blob, size + 1)
         elif media_type == ZSTD:
-            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(blob)
-            tar = reader.read(size + 1)
+            tar = _unzstd(blob, size + 1)
         elif media_type == PLAIN:
             tar = blob
         else:
-            raise InputError(f"a layer of the type {media_type!r} cannot be read", _AGAIN)
+            raise InputError(f"a layer of the type {media_type!r} cannot be read", AGAIN)
     except (zlib.error, zstandard.ZstdError) as error:
-        raise _altered("compressed data", str(error)) from error
+        raise altered("compressed data", str(error)) from error
     if len(tar) != size:
-        raise _altered(f"{size} bytes", f"{'more' if len(tar) > size else len(tar)}")
+        raise altered(f"{size} bytes", f"{'more' if len(tar) > size else len(tar)}")
     return tar
 
 
 def _gunzip(blob: bytes, limit: int) -> bytes:
     decompressor = zlib.decompressobj(wbits=31)
     tar = decompressor.decompress(blob, limit)
-    if len(tar) < limit and not decompressor.eof:
-        raise zlib.error("the data is cut short")
+    if len(tar) < limit:
+        _check_end(decompressor.eof, decompressor.unused_data)
     return tar
 
 
-def files_of(tar: bytes) -> dict[str, bytes]:
-    """Return the files in `tar` by path; raises UnsoundError at anything that is not one."""
-    files: dict[str, bytes] = {}
-    directories: set[str] = set()
-    for name, is_directory, data in _members(tar):
-        try:
-            path = str(relative_path(name.removesuffix("/"), "the layer"))
-        except IntegrityError as error:
-            raise _unsafe(name, "a path below the root", "a path that leaves it") from error
-        above = {str(parent) for parent in PurePosixPath(path).parents} - {"."}
-        if path in files or (path in directories and not is_directory) or above & files.keys():
-            raise _unsafe(path, "each path once", "the same path again")
-        directories |= above
-        if is_directory:
-            directories.add(path)
-        else:
-            files[path] = data
-    return files
+def _unzstd(blob: bytes, limit: int) -> bytes:
+    """Return the first `limit` bytes; not by a reader, which does not tell where its data ends."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    tar = bytearray()
+    for at in range(0, len(blob), _PIECE):
+        tar += decompressor.decompress(blob[at : at + _PIECE])
+        if len(tar) >= limit:
+            return bytes(tar[:limit])
+        if decompressor.eof:
+            _check_end(True, decompressor.unused_data + blob[at + _PIECE :])
+            return bytes(tar)
+    raise altered("compressed data", "data that is cut short")
 
 
-def _members(tar: bytes) -> Iterator[tuple[str, bool, bytes]]:
-    """Yield (name, is a directory, content) of each member.
-
-    Not `tarfile`: it follows GNU extensions, and an archive with negative sizes hangs it
-    before Python 3.11.14.
-    """
-    offset, long_name = 0, None
-    while offset + _BLOCK <= len(tar):
-        header = tar[offset : offset + _BLOCK]
-        offset += _BLOCK
-        if not any(header):
-            return
-        _check_sum(header)
-        name, size, kind = _name(header), _octal(header[124:136]), header[156:157]
-        data = tar[offset : offset + size]
-        if len(data) != size:
-            break
-        offset += -(-size // _BLOCK) * _BLOCK
-        if kind == b"x":
-            long_name = _pax_path(data)
-            continue
-        name, long_name = long_name or name, None
-        if kind not in (b"0", b"\0", b"5"):
-            raise _unsafe(name, "a file or a directory", f"a member of type {kind!r}")
-        yield name, kind == b"5", data
-    raise _altered("a whole tar", "one that is cut short")
-
-
-def _name(header: bytes) -> str:
-    name, prefix = (header[a:b].split(b"\0")[0] for a, b in ((0, 100), (345, 500)))
-    return _text(prefix + b"/" + name if prefix else name)
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _unsafe(repr(raw), "a name in UTF-8", "other bytes") from error
-
-
-def _octal(field: bytes) -> int:
-    text = field.strip(b" \0")
-    if not text.isdigit() or any(digit in b"89" for digit in text):
-        raise _altered("octal figures in a tar header", repr(field))
-    return int(text, 8)
-
-
-def _check_sum(header: bytes) -> None:
-    blank = header[:148] + b" " * 8 + header[156:]
-    if sum(blank) != _octal(header[148:156]):
-        raise _altered("a tar header with its check sum", "another sum")
-
-
-def _pax_path(data: bytes) -> str | None:
-    """Return the path among the PAX records in `data`; times and owners do not matter here."""
-    path = None
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
-            raise _altered("PAX records", "something else")
-        record = data[len(length) + 1 : int(length) - 1]
-        key, _, value = record.partition(b"=")
-        if key == b"size" or key.startswith(b"GNU.sparse"):
-            raise _unsafe(_text(key), "plain files", "a sparse file or a size in PAX")
-        if key == b"path":
-            path = _text(value)
-        data = data[int(length) :]
-    return path
-
-
-def _altered(expected: str, found: str) -> UnsoundError:
-    return UnsoundError(
-        Finding(code=ALTERED, subject="layer", expected=expected, found=found, fix=_AGAIN)
-    )
-
-
-def _unsafe(subject: str, expected: str, found: str) -> UnsoundError:
-    return UnsoundError(
-        Finding(code=UNSAFE, subject=subject, expected=expected, found=found, fix=_AGAIN)
-    )
+def _check_end(is_whole: bool, rest: bytes) -> None:
+    if not is_whole:
+        raise altered("compressed data", "data that is cut short")
+    if rest:
+        # Engines go on to read it, as a second gzip member: the tar would not be the one checked.
+        raise altered("one stream of compressed data", f"{len(rest)} bytes after its end")

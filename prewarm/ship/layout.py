@@ -8,6 +8,7 @@ new one, and a killed writer leaves the old one.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from prewarm.core.record import Record
 from prewarm.ship.image import (
     IDENTITY_LABEL,
     INDEX_TYPE,
+    LABEL,
     LAYER_SIZE_LABEL,
     MANIFEST_TYPE,
     Descriptor,
@@ -39,6 +41,8 @@ REF_NAME = "org.opencontainers.image.ref.name"
 _DOCUMENT_SIZE = 4 << 20
 """Bytes that an index, a manifest or a config may have, as registries limit them."""
 _AGAIN = "build or pull the image again"
+
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 T = TypeVar("T")
 
@@ -57,6 +61,8 @@ class StoredImage(Record, kw_only=True):
 
     digest: str
     """Of its manifest."""
+    size: int
+    """Bytes of its manifest."""
     manifest: ImageManifest
     config: ImageConfig
     tar: bytes
@@ -90,8 +96,10 @@ def write_layout(out: Path, image: Image) -> None:
 
 def begin_layout(out: Path) -> None:
     """Make `out` a layout that has no index yet, or leave the one that is there."""
-    (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    # The marker first: a directory without it is not ours to go on with.
     write_atomic(out / MARKER, _MARKER_TEXT)
+    (out / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
 
 
 def finish_layout(
@@ -117,15 +125,20 @@ def refuse_foreign(out: Path) -> None:
     hint = "choose another directory with -o, or remove that one"
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir()):
         raise InputError(f"{out} is not a directory", hint)
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(_is_cut_short(path) for path in out.iterdir()):
         return
     if not is_layout(out):
         raise InputError(f"{out} is neither empty nor an image layout", hint)
     if not (out / INDEX_NAME).exists():
         return
     for descriptor in read_index(out).manifests:
-        if IDENTITY_LABEL not in descriptor.annotations:
+        if not any(name.startswith(f"{LABEL}.") for name in descriptor.annotations):
             raise InputError(f"{out} holds the image {descriptor.digest}, not made here", hint)
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Return whether `path` is the marker of a layout whose writer was killed."""
+    return path.name.startswith(f".{MARKER}.")
 
 
 def read_index(layout: Path) -> ImageIndex:
@@ -152,7 +165,7 @@ def read_layout(layout: Path) -> StoredImage:
     config = _decode(read_blob(layout, manifest.config), ImageConfig, manifest.config.digest)
     labels = config.config.labels
     size = labels.get(LAYER_SIZE_LABEL, "")
-    if not size.isdecimal() or IDENTITY_LABEL not in labels or len(manifest.layers) != 1:
+    if not _SIZE.fullmatch(size) or IDENTITY_LABEL not in labels or len(manifest.layers) != 1:
         raise InputError(
             f"the image in {layout} is not a cache image of prewarm's",
             "prewarm pack MANIFEST --cache-dir DIR -o OUT",
@@ -161,7 +174,13 @@ def read_layout(layout: Path) -> StoredImage:
     tar = decompress(read_blob(layout, layer, MAX_SIZE), layer.media_type, int(size))
     if config.rootfs.diff_ids != (digest_of(tar),):
         raise _unsound(ALTERED, layer.digest, " ".join(config.rootfs.diff_ids), digest_of(tar))
-    return StoredImage(digest=descriptor.digest, manifest=manifest, config=config, tar=tar)
+    return StoredImage(
+        digest=descriptor.digest,
+        size=descriptor.size,
+        manifest=manifest,
+        config=config,
+        tar=tar,
+    )
 
 
 def read_blob(layout: Path, descriptor: Descriptor, limit: int = _DOCUMENT_SIZE) -> bytes:
@@ -204,7 +223,7 @@ def _read(path: Path, limit: int) -> bytes:
 def _decode(data: bytes, kind: type[T], subject: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise _unsound(INDEX, subject, f"an OCI {kind.__name__}", str(error)) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 import msgspec
 
@@ -15,6 +15,7 @@ from prewarm.ship.image import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from prewarm.ship.registry import Repository
 
 DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST_TYPES = (MANIFEST_TYPE, DOCKER_MANIFEST_TYPE)
 INDEX_TYPES = (INDEX_TYPE, DOCKER_LIST_TYPE)
@@ -245,7 +246,8 @@ def _last(link: str) -> str | None:
     Taken out of the link and put into a URL of ours: a link may lead elsewhere.
     """
     found = re.match(r"\s*<([^>]{1,4096})>\s*;[^,]*\brel=\"?next\"?", link)
-    last = parse_qs(urlsplit(found[1]).query).get("last") if found else None
+    query = found[1].partition("?")[2] if found else ""
+    last = parse_qs(query).get("last")
     return last[0] if last else None
 
 
@@ -264,7 +266,7 @@ def select_platform(index: Index, os: str, architecture: str, variant: str | Non
     there = sorted(
         f"{entry.platform.os}/{entry.platform.architecture}"
         for entry in index.manifests
-        if entry.platform is not None
+        if entry.platform is not None and entry.platform.os != "unknown"
     )
     raise InputError(
         f"the index has no image for {os}/{architecture}; it has {', '.join(there) or 'none'}"

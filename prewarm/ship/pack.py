@@ -59,7 +59,7 @@ def pack_tree(tree: CacheTree, out: Path, mount_path: str | None = None) -> Pack
     """Write `tree` as an image layout at `out`, as `pack` does."""
     epoch = source_date_epoch()
     if mount_path is not None:
-        mount_path = _absolute(mount_path)
+        mount_path = absolute(mount_path)
     root = None if mount_path is None else f"{mount_path}/{ENTRIES}"
     files = tree.files if root is None else rooted(tree.files, root)
     tar = tar_of(files, epoch)
@@ -84,7 +84,8 @@ def pack_tree(tree: CacheTree, out: Path, mount_path: str | None = None) -> Pack
     )
 
 
-def _absolute(mount_path: str) -> str:
+def absolute(mount_path: str) -> str:
+    """Return the directory `mount_path`, plainly spelled; raises InputError where it is none."""
     path = PurePosixPath(mount_path)
     if not path.is_absolute() or ".." in path.parts or len(path.parts) == 1:
         raise InputError(

@@ -85,7 +85,7 @@ def pull(
         stored, manifest = found.stored, found.stored.manifest()
         annotations = manifest.annotations or {}
         blobs = _blobs(repository, stored, manifest)
-        with _alone(out):
+        with alone(out):
             refuse_foreign(out)
             with host_errors(f"write the image {out}"):
                 begin_layout(out)
@@ -132,7 +132,7 @@ def _blobs(
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """Make the directory `out`, and hold it against another pull into it."""
     with host_errors(f"lock {out}"):
         try:

@@ -22,12 +22,14 @@ from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
 from prewarm.core.finding import MISSING, UNSAFE, Finding, UnsoundError
 from prewarm.core.record import Record
+from prewarm.ship.regular import read_regular
 
 LOCK = ".prewarm.lock"
 LINK = "triton"
 VERSIONS = "versions"
 RECEIPT = "receipt.json"
 RECEIPT_SCHEMA = "prewarm/receipt/v1"
+_RECEIPT_SIZE = 64 << 10
 
 _TARGET = re.compile(rf"{VERSIONS}/([0-9a-f]{{16}}(?:-[0-9]+)?)/{re.escape(ENTRIES)}")
 
@@ -51,9 +53,9 @@ def render_receipt(receipt: Receipt) -> bytes:
 def read_receipt(version: Path) -> Receipt | None:
     """Return the receipt of the installed `version`, or None where there is no valid one."""
     try:
-        data = (version / RECEIPT).read_bytes()
+        data = read_regular(version / RECEIPT, _RECEIPT_SIZE, RECEIPT, "prewarm install")
         return parse_json(data, Receipt, RECEIPT_SCHEMA, RECEIPT)
-    except (OSError, InputError):
+    except (OSError, UnsoundError, InputError):
         return None
 
 

@@ -87,6 +87,12 @@ def parse_reference(text: str) -> Reference:
     )
 
 
+def check_tag(text: str) -> None:
+    """Raise InputError unless `text` can be the tag of an image."""
+    if not _TAG.fullmatch(text):
+        raise InputError(f"{text!r} is not a tag", "letters, digits, '.', '_' and '-', at most 128")
+
+
 def names_a_registry(text: str) -> bool:
     """Return whether `text` is meant as a reference and not as a path: it begins with a host."""
     if text.startswith(_SCHEME):

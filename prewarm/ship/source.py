@@ -11,8 +11,8 @@ from prewarm.core.files import host_errors
 from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
 from prewarm.core.record import Record
 from prewarm.ship.check import check_files, check_names, read_files, read_index, scan
-from prewarm.ship.layer import files_of
 from prewarm.ship.layout import is_layout, read_layout
+from prewarm.ship.members import files_of
 
 
 class Source(Record, kw_only=True):

@@ -84,6 +84,16 @@ class Call(Record, kw_only=True):
     """What a token must allow."""
 
 
+class _Session(requests.Session):
+    """A session that leaves redirects alone.
+
+    Even where it is not to follow one, requests reads the whole body that comes with it.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
+
+
 class Transport:
     """Requests to one registry."""
 
@@ -93,7 +103,7 @@ class Transport:
         """Reach `host`; `credential` is asked once, when the registry wants a login."""
         self.host = host
         self.connection = connection
-        self._session = requests.Session()
+        self._session = _Session()
         # Else requests would send the login that ~/.netrc has for a host in place of ours.
         self._session.auth = _as_it_is
         self._session.headers["User-Agent"] = f"prewarm/{prewarm.__version__}"
@@ -190,7 +200,7 @@ class Transport:
             response.close()
             if call.method not in ("GET", "HEAD") and response.status_code not in _KEEP_METHOD:
                 raise RegistryError(f"{self.host} redirects the request to {call.doing}")
-            url = urljoin(url, location)
+            url = joined(url, location, call.doing)
         raise RegistryError(f"{self.host} redirects again and again: cannot {call.doing}")
 
     def _exchange(self, call: Call, url: str, headers: Mapping[str, str]) -> requests.Response:
@@ -246,7 +256,7 @@ class Transport:
             return False
 
     def _check_scheme(self, url: str, doing: str) -> None:
-        scheme = urlsplit(url).scheme
+        scheme = urlsplit(joined(url, "", doing)).scheme
         if scheme == "https" or (scheme == "http" and self.base.startswith("http:")):
             return
         raise RegistryError(f"{self.host} wants to {doing} without TLS, at {_bare(url)}")
@@ -302,6 +312,17 @@ class _Problem(msgspec.Struct, frozen=True):
 
 class _Errors(msgspec.Struct, frozen=True):
     errors: tuple[_Problem, ...] = ()
+
+
+def joined(url: str, location: str, doing: str) -> str:
+    """Return where `location` leads from `url`; raises RegistryError where it is no address."""
+    try:
+        found = urljoin(url, location)
+        urlsplit(found)
+    except ValueError as error:
+        where = _printable(location[:80])
+        raise RegistryError(f"cannot {doing} at {where!r}, which is no address") from error
+    return found
 
 
 def retry_after(value: str | None) -> float | None:

@@ -194,8 +194,8 @@ def slim_entry(entries: Entries, key: str, arch: int) -> tuple[dict[str, bytes],
     metadata = parse_metadata(entries.read(key, name))
     if metadata is None or key_of_hash(str(metadata.get("hash"))) != key:
         raise IncompleteError(f"{key}/{name} is not the metadata of that entry")
-    if metadata["target"]["arch"] != arch:
-        found = metadata["target"]["arch"]
+    found = metadata["target"]["arch"]
+    if found != arch:
         raise IncompleteError(f"the entry {key} is for sm_{found}, the index says sm_{arch}")
     group = Group(root=PLACEHOLDER_ROOT, names=(cubin, name))
     return {

@@ -6,7 +6,7 @@ The integrity half. Whether Triton will ask for these keys is told by the room t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, PLAN, CacheManifest
@@ -22,6 +22,7 @@ from prewarm.ship.check import (
     check_files,
     check_names,
     check_root,
+    index_bytes,
     read_files,
     read_index,
     scan,
@@ -69,7 +70,7 @@ def installed_manifest(path: Path) -> CacheManifest:
             raise UnsoundError(no_version(path))
         tree = path / VERSIONS / version
     with host_errors(f"read {path}"):
-        return read_index((tree / CACHE_MANIFEST).read_bytes())
+        return read_index(index_bytes(tree))
 
 
 class Held(Record, kw_only=True):
@@ -92,7 +93,7 @@ def held(path: Path) -> Held:
     manifest = installed_manifest(path)
     entries = None
     if is_layout(path):
-        text = open_source(path).files[PLAN].decode("utf-8")
+        text = _plan_in(open_source(path).files)
     elif is_tree(path):
         text = read_text(path / PLAN, "the plan")
         entries = Path(os.path.abspath(path / ENTRIES))
@@ -100,6 +101,13 @@ def held(path: Path) -> Held:
         entries = Path(os.path.abspath(path / LINK))
         text = read_text(entries.resolve().parent / PLAN, "the plan")
     return Held(manifest=manifest, plan=parse_manifest(text, PLAN), entries=entries)
+
+
+def _plan_in(files: Mapping[str, bytes]) -> str:
+    try:
+        return files[PLAN].decode("utf-8")
+    except (KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"the image holds no {PLAN} that can be read") from error
 
 
 def _directory(path: Path) -> Path:
@@ -150,13 +158,14 @@ def _check_tree(tree: Path, root: str, identity: str | None) -> Iterator[Finding
     names, unsafe = scan(tree)
     yield from unsafe
     known = set(names)
-    index = tree / CACHE_MANIFEST
     try:
-        manifest = read_index(index.read_bytes() if CACHE_MANIFEST in known else None)
+        index = index_bytes(tree) if CACHE_MANIFEST in known else None
+        manifest = read_index(index)
     except UnsoundError as error:
         yield error.finding
         return
-    found = digest_of(index.read_bytes())
+    assert index is not None
+    found = digest_of(index)
     if identity not in (None, found):
         yield wrong_identity(str(identity), found)
     files = read_files(tree, (f.path for f in manifest.files if f.path in known))

@@ -83,3 +83,25 @@ def test_a_broken_manifest_is_bad_input(
         parse_manifest(text.replace(old, new, 1), "m.yaml")
 
     assert "m.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize("changes", [{"candidates": (0, 7)}, {"candidates": (-1,)}])
+def test_candidates_that_the_kernel_lacks_are_bad_input(manifest: Manifest, changes: dict) -> None:
+    (kernel,) = manifest.kernels
+    specialization = msgspec.structs.replace(kernel.specializations[0], **changes)
+    kernel = msgspec.structs.replace(kernel, specializations=(specialization,))
+    text = render_manifest(_with_digest(manifest, kernel))
+    with pytest.raises(InputError, match="names candidates that its kernel lacks"):
+        parse_manifest(text, "plan.yaml")
+
+
+def test_candidates_without_a_value_that_they_must_settle_are_bad_input(manifest: Manifest) -> None:
+    (kernel,) = manifest.kernels
+    bare = tuple(msgspec.structs.replace(each, constexprs={}) for each in kernel.candidates)
+    text = render_manifest(_with_digest(manifest, msgspec.structs.replace(kernel, candidates=bare)))
+    with pytest.raises(InputError, match="names candidates that its kernel lacks"):
+        parse_manifest(text, "plan.yaml")
+
+
+def _with_digest(manifest: Manifest, kernel: Kernel) -> Manifest:
+    return msgspec.structs.replace(manifest, kernels=(kernel,))

@@ -9,6 +9,7 @@ from prewarm.core.errors import UnsupportedError
 from prewarm.ship.image import image_of, tag_of
 from prewarm.ship.layer import compress, tar_of
 from prewarm.ship.layout import read_layout
+from prewarm.ship.members import files_of
 from prewarm.ship.pack import pack
 from prewarm.ship.tree import cache_tree
 
@@ -40,11 +41,13 @@ def test_labels_fit_kserve_s_limit(packed):
     assert max(len(text) for text in config["config"]["Labels"].values()) <= 4096
 
 
-def test_mcv_finds_its_labels(packed, cache):
-    _, config = documents(packed[0])
-    labels = config["config"]["Labels"]
-    tree = cache_tree(cache.manifest, cache.directory)
-    size = sum(len(d) for p, d in tree.files.items() if p.startswith("io.triton.cache/"))
+@pytest.mark.parametrize("mount_path", [None, "/opt/prewarm"])
+def test_mcv_finds_its_labels(cache, tmp_path, mount_path):
+    """As MCV counts: the bytes of what it extracts, in the paths of which the mount path stands."""
+    pack(cache.manifest, cache.directory, tmp_path / "image", mount_path)
+    labels = documents(tmp_path / "image")[1]["config"]["Labels"]
+    extracted = files_of(read_layout(tmp_path / "image").tar)
+    size = sum(len(d) for p, d in extracted.items() if p.startswith("io.triton.cache/"))
     assert labels["cache.triton.image/entry-count"] == "4"
     assert labels["cache.triton.image/cache-size-bytes"] == str(size)
     assert json.loads(labels["cache.triton.image/summary"]) == {
@@ -53,17 +56,15 @@ def test_mcv_finds_its_labels(packed, cache):
 
 
 def test_it_says_where_to_mount_it_only_when_made_for_a_place(packed, cache, tmp_path):
-    assert "io.kserve.km/cache-mounts" not in documents(packed[0])[1]["config"]["Labels"]
+    plain = documents(packed[0])[1]["config"]["Labels"]
+    assert "io.kserve.km/cache-root-env" not in plain
     pack(cache.manifest, cache.directory, tmp_path / "mounted", "/opt/prewarm")
     labels = documents(tmp_path / "mounted")[1]["config"]["Labels"]
-    assert json.loads(labels["io.kserve.km/cache-mounts"]) == [
-        {
-            "subPath": "io.triton.cache",
-            "absPath": "/opt/prewarm/io.triton.cache",
-            "env": "TRITON_CACHE_DIR",
-            "requiresWritable": True,
-        }
-    ]
+    root = labels["io.kserve.km/cache-root-env"]
+    assert root == "TRITON_CACHE_DIR=/opt/prewarm/io.triton.cache"
+    assert labels["io.kserve.km/cache-type"] == "triton"
+    assert labels["io.kserve.km/cache-mount-subpath"] == "."
+    assert "io.kserve.km/cache-mounts" not in labels
     assert labels["dev.prewarm.mount-path"] == "/opt/prewarm"
 
 

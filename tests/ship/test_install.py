@@ -407,3 +407,13 @@ def as_nobody(layout, into):
         [sys.executable, "-c", AS_NOBODY, layout, into], capture_output=True, text=True, check=True
     )
     return json.loads(found.stdout)
+
+
+def test_a_receipt_that_is_a_fifo_is_not_waited_for(layout, into):
+    install(layout, into)
+    receipt = into / "versions" / short(layout) / "receipt.json"
+    receipt.unlink()
+    os.mkfifo(receipt)
+    assert {finding.code for finding in verify_directory(into)} == {"P106"}
+    assert install(layout, into).state == "installed"
+    assert verify_directory(into) == ()

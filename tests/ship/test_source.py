@@ -141,3 +141,47 @@ def test_fields_that_other_tools_add_are_let_pass(packed):
     (out / "index.json").write_bytes(canonical_json(index))
     assert open_source(out).image == made.manifest_digest
     assert msgspec.json.decode(b'{"mediaType":"a","digest":"b","size":1,"x":2}', type=Descriptor)
+
+
+def mounted(packed, tmp_path):
+    for path, data in open_source(packed[0]).files.items():
+        (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / path).write_bytes(data)
+    return tmp_path / "tree"
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[2J"])
+def test_a_mounted_image_with_a_name_that_cannot_be_printed_is_refused(packed, tmp_path, name):
+    tree = mounted(packed, tmp_path)
+    with open(os.fsencode(tree / "io.triton.cache") + b"/" + name, "w") as stream:
+        stream.write("x")
+    assert refused(tree, "P104").subject.isascii()
+
+
+@pytest.mark.parametrize("name", ["prewarm/plan.yaml", "prewarm/manifest.json"])
+def test_a_mounted_image_with_a_file_of_a_terabyte_is_refused_unread(packed, tmp_path, name):
+    tree = mounted(packed, tmp_path)
+    os.truncate(tree / name, 1 << 40)
+    assert refused(tree, "P103").found == "more"
+
+
+def test_a_mounted_image_with_a_fifo_for_a_file_is_refused(packed, tmp_path):
+    tree = mounted(packed, tmp_path)
+    (tree / "prewarm" / "plan.yaml").unlink()
+    os.mkfifo(tree / "prewarm" / "plan.yaml")
+    refused(tree, "P104")
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "²", "-1", ""])
+def test_a_size_that_is_none_is_refused(packed, size):
+    out, _ = packed
+    with_layer(out, read_layout(out).tar, {"dev.prewarm.layer-size": size})
+    with pytest.raises(InputError, match="not a cache image"):
+        open_source(out)
+
+
+@pytest.mark.parametrize("data", [b'{"a": "\xff"}', b"[" * 100_000])
+def test_an_index_that_cannot_be_decoded_is_refused(packed, data):
+    out, _ = packed
+    (out / "index.json").write_bytes(data)
+    refused(out, "P105")
