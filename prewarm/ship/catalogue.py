@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from prewarm.core.record import Record
+from prewarm.ship.attestations import Beside, beside
 from prewarm.ship.blobs import read_blob
 from prewarm.ship.choose import Choice, choices, facts_of, host_facts
 from prewarm.ship.image import ImageConfig
@@ -22,6 +23,7 @@ from prewarm.ship.manifests import (
 )
 from prewarm.ship.reference import Reference
 from prewarm.ship.registry import Repository, open_repository
+from prewarm.ship.signed import Trust
 from prewarm.ship.transport import Connection, NotThereError
 
 _OF_ANOTHER = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z]+)?")
@@ -55,6 +57,8 @@ class Shown(Record, kw_only=True):
     labels: dict[str, str]
     images: tuple[Choice, ...]
     """Of an index: its images, each with what is against it on this host."""
+    beside: tuple[Beside, ...] = ()
+    """Signatures, provenance, SBOM."""
 
 
 def list_tags(reference: Reference, connection: Connection | None = None) -> tuple[Tagged, ...]:
@@ -105,13 +109,20 @@ def show_reference(
     connection: Connection | None = None,
     *,
     want: Mapping[str, str] | None = None,
+    trust: Trust | None = None,
 ) -> Shown:
-    """Return what is behind `reference`; raises RegistryError, IntegrityError or TryAgainError."""
+    """Return what is behind `reference`, and beside it.
+
+    With `trust` it must be signed so, and what is beside it and claims to be, too. Raises
+    RegistryError, IntegrityError or TryAgainError.
+    """
     with open_repository(reference, connection) as repository:
         stored = get_manifest(repository)
+        there = beside(repository, stored.digest, trust)
         if stored.is_index:
             host = host_facts() | dict(want or {})
-            return _shown(repository, stored, images=choices(stored.index(), host))
+            images = choices(stored.index(), host)
+            return _shown(repository, stored, there, images=images)
         manifest = stored.manifest()
         config = decode(
             read_blob(repository, manifest.config, MANIFEST_SIZE),
@@ -121,12 +132,13 @@ def show_reference(
         labels = config.config.labels
         size = sum(layer.size for layer in manifest.layers)
         facts = facts_of(labels) or facts_of(manifest.annotations)
-        return _shown(repository, stored, size=size, facts=facts, labels=labels)
+        return _shown(repository, stored, there, size=size, facts=facts, labels=labels)
 
 
 def _shown(
     repository: Repository,
     stored: Stored,
+    there: tuple[Beside, ...],
     *,
     size: int = 0,
     facts: dict[str, str] | None = None,
@@ -141,4 +153,5 @@ def _shown(
         facts=facts or {},
         labels=labels or {},
         images=images,
+        beside=there,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -21,6 +23,14 @@ _MOST = 64 << 10
 """Bytes of a key file."""
 
 
+def _algorithm() -> ec.ECDSA:
+    """Return how keys sign: equal data alike (RFC 6979) where OpenSSL is new enough for it."""
+    try:
+        return ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+    except (TypeError, UnsupportedAlgorithm):
+        return ec.ECDSA(hashes.SHA256())
+
+
 class PrivateKey:
     """A key that signs."""
 
@@ -34,7 +44,7 @@ class PrivateKey:
 
     def sign(self, data: bytes) -> bytes:
         """Return the signature of the SHA-256 of `data`, in DER."""
-        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return self._key.sign(data, _algorithm())
 
 
 class PublicKey:
@@ -50,6 +60,14 @@ class PublicKey:
         except InvalidSignature:
             return False
         return True
+
+    @property
+    def hint(self) -> str:
+        """The name by which signatures say that they are this key's, as cosign makes it up."""
+        der = self._key.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return base64.b64encode(hashlib.sha256(der).digest()).decode()
 
     @property
     def pem(self) -> bytes:

@@ -1,6 +1,7 @@
 """The index and the labels by which Red Hat's MCV and KServe read a Triton cache image.
 
 MCV: https://github.com/redhat-et/GKM/blob/main/mcv/docs/spec-compat.md
+What was checked against which version stands in docs/cache-image.md.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def index(entries: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def labels(arch: int, entries: int, files: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the labels that MCV checks before and after it extracts `files`."""
+    """Return what MCV checks before and after it extracts `files`, as they are shipped."""
     targets = [{"backend": "cuda", "arch": str(arch), "warp_size": 32}]
     size = sum(len(data) for path, data in files.items() if path.startswith(ENTRIES + "/"))
     return {
@@ -51,18 +52,12 @@ def mount_labels(mount_path: str | None) -> dict[str, str]:
 
     An image made for no path must be installed, so it does not say where to mount it.
     """
-    found = {f"{KSERVE}/framework": "vllm", f"{KSERVE}/cache-mount-subpath": ENTRIES}
+    # Of the payload, `io.triton.cache`, all is mounted: trees beside that are none of ours.
+    found = {
+        f"{KSERVE}/framework": "vllm",
+        f"{KSERVE}/cache-type": "triton",
+        f"{KSERVE}/cache-mount-subpath": ".",
+    }
     if mount_path is None:
         return found
-    directory = f"{mount_path}/{ENTRIES}"
-    mount = {
-        "subPath": ENTRIES,
-        "absPath": directory,
-        "env": "TRITON_CACHE_DIR",
-        # A cache that cannot be written raises at the first miss instead of compiling.
-        "requiresWritable": True,
-    }
-    return found | {
-        f"{KSERVE}/cache-root-env": f"TRITON_CACHE_DIR={directory}",
-        f"{KSERVE}/cache-mounts": canonical_json([mount]).decode(),
-    }
+    return found | {f"{KSERVE}/cache-root-env": f"TRITON_CACHE_DIR={mount_path}/{ENTRIES}"}

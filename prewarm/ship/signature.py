@@ -136,16 +136,31 @@ def check(
     With a `repository` it must have been signed under that name. Raises IntegrityError, with the
     reason for each signature, where there is none.
     """
+    found, reasons = find(signatures, key, digest, repository)
+    if found is None:
+        raise untrusted(digest, reasons)
+    return found
+
+
+def find(
+    signatures: Iterable[Signature], key: PublicKey, digest: str, repository: str | None = None
+) -> tuple[Signature | None, tuple[str, ...]]:
+    """Return what `check` does, or None and why each of `signatures` does not count."""
     reasons = []
     for each in signatures:
         reason = _refuse(each, key, digest, repository)
         if reason is None:
-            return each
+            return each, ()
         reasons.append(reason)
-    if not reasons:
-        raise IntegrityError(f"the image {digest} is not signed", _SIGN)
+    return None, tuple(reasons)
+
+
+def untrusted(digest: str, reasons: Iterable[str]) -> IntegrityError:
+    """Return the error for the image `digest` whose signatures do not count, for `reasons`."""
     rows = "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons))
-    raise IntegrityError(f"no signature of the image {digest} can be trusted:{rows}", _SIGN)
+    if not rows:
+        return IntegrityError(f"the image {digest} is not signed", _SIGN)
+    return IntegrityError(f"no signature of the image {digest} can be trusted:{rows}", _SIGN)
 
 
 def _refuse(
@@ -156,7 +171,7 @@ def _refuse(
         return "it was made with another key, or what was signed has been changed"
     try:
         said = msgspec.json.decode(signature.payload, type=_Payload).critical
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         return f"its payload is not cosign's: {error}"
     if said.type != _TYPE:
         return f"its payload is of type {said.type!r}"

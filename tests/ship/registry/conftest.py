@@ -11,6 +11,7 @@ import base64
 import contextlib
 import datetime as dt
 import http.client
+import io
 import ipaddress
 import json
 import re
@@ -34,7 +35,7 @@ from cryptography.x509.oid import NameOID
 
 from prewarm.core.digest import digest_of
 from prewarm.ship.credentials import Credential
-from prewarm.ship.image import Descriptor
+from prewarm.ship.image import INDEX_TYPE, Descriptor
 from prewarm.ship.reference import Reference, parse_reference
 from prewarm.ship.registry import open_repository
 from prewarm.ship.transport import Connection
@@ -526,3 +527,34 @@ def start_proxy():
 def proxy(plain_registry, start_proxy) -> Proxy:
     """A proxy before the shared registry."""
     return start_proxy(plain_registry.host)
+
+
+@pytest.fixture
+def referrers_proxy(proxy) -> Proxy:
+    """A proxy with the referrers API, which the registry behind it lacks."""
+    there: dict[str, list[dict]] = {}
+
+    def put(handler, proxy) -> None:
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.rfile = io.BytesIO(body)
+        code, headers, answer = proxy.passed_on(handler)
+        manifest = json.loads(body)
+        if code == 201 and "subject" in manifest:
+            subject = manifest["subject"]["digest"]
+            entry = {"mediaType": manifest["mediaType"], "digest": digest_of(body)}
+            entry |= {"size": len(body), "artifactType": manifest["artifactType"]}
+            entry |= {"annotations": manifest.get("annotations", {})}
+            there.setdefault(subject, []).append(entry)
+            headers = [*headers, ("OCI-Subject", subject)]
+        handler.close_connection = True
+        proxy.send(handler, code, headers, answer)
+
+    def get(handler, proxy) -> None:
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE}
+        index["manifests"] = there.get(handler.path.rpartition("/")[2], [])
+        body = json.dumps(index).encode()
+        proxy.send(handler, 200, [("Content-Type", INDEX_TYPE)], body)
+
+    proxy.fault("PUT .*/manifests/", put, times=1000)
+    proxy.fault("GET .*/referrers/", get, times=1000)
+    return proxy

@@ -1,20 +1,26 @@
 """Signatures written to a real registry, and images refused without them."""
 
 import base64
+import io
 import json
 import subprocess
 
 import pytest
 
 from prewarm.cli import main
+from prewarm.core.digest import digest_of
 from prewarm.core.errors import IntegrityError, RegistryError
-from prewarm.ship.image import MANIFEST_TYPE
+from prewarm.ship.attached import attach_bundle, documents, read_document
+from prewarm.ship.blobs import upload
+from prewarm.ship.image import MANIFEST_TYPE, Descriptor
 from prewarm.ship.keys import read_private_key, read_public_key
 from prewarm.ship.manifests import get_manifest, put_manifest, tags
 from prewarm.ship.push import push
 from prewarm.ship.reference import parse_reference
+from prewarm.ship.referrers import attach, referrers_tag
 from prewarm.ship.signature import SIGNATURE_ANNOTATION, tag_of_signatures
 from prewarm.ship.signed import Trust, check_signed, sign_reference
+from prewarm.ship.statement import PROVENANCE, SIGNATURE, make_statement
 
 
 def key_pair(directory, name):
@@ -149,6 +155,161 @@ def test_a_tag_of_signatures_that_holds_something_else_is_no_signature(pushed, n
     with pytest.raises((IntegrityError, RegistryError)):
         check(opened, name, pushed, ours)
     assert tag_of_signatures(pushed) in tags(repository)
+
+
+# Bundles that refer to the image
+
+
+@pytest.fixture(params=["tag", "API"])
+def repository(request, packed, opened, repository_name):
+    """The repository with the packed image as v1, in a registry without the API and with it."""
+    where = "plain_registry" if request.param == "tag" else "referrers_proxy"
+    name = f"{request.getfixturevalue(where).host}/{repository_name}-{request.param.lower()}"
+    push(packed[0], parse_reference(f"{name}:v1"))
+    return opened(f"{name}:v1")
+
+
+def bundled(repository, pair, predicate_type=SIGNATURE, *, of=None, name=None):
+    """Attach what the key of `pair` says of the image `of`, by default of v1, to v1."""
+    image = get_manifest(repository, "v1").descriptor
+    name = name or repository.reference.name
+    statement = make_statement(predicate_type, {}, of or image.digest, name)
+    key = read_private_key(pair[0])
+    return image.digest, attach_bundle(repository, image, predicate_type, statement, key)
+
+
+def trusted(repository, digest, pair, identity=None):
+    check_signed(repository, digest, Trust(key=read_public_key(pair[1]), identity=identity))
+
+
+def test_a_bundle_alone_is_a_signature(repository, ours):
+    digest, _ = bundled(repository, ours)
+
+    trusted(repository, digest, ours)
+    trusted(repository, digest, ours, repository.reference.name)
+    assert tag_of_signatures(digest) not in tags(repository)
+    by_tag = repository.reference.name.endswith("-tag")
+    assert (referrers_tag(digest) in tags(repository)) == by_tag
+
+
+def test_signing_writes_the_bundle_that_cosign_writes(repository, ours):
+    """The fields of cosign's BUNDLE_SPEC, without the time."""
+    (made,) = sign_reference(repository.reference, read_private_key(ours[0]))
+
+    image = get_manifest(repository, "v1").descriptor
+    manifest = json.loads(get_manifest(repository, made.bundle).data)
+    bundle = "application/vnd.dev.sigstore.bundle.v0.3+json"
+    (layer,) = manifest.pop("layers")
+    assert layer["mediaType"] == bundle
+    assert manifest == {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": bundle,
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": digest_of(b"{}"),
+            "size": 2,
+        },
+        "subject": {"mediaType": image.media_type, "digest": image.digest, "size": image.size},
+        "annotations": {
+            "dev.sigstore.bundle.content": "dsse-envelope",
+            "dev.sigstore.bundle.predicateType": "https://sigstore.dev/cosign/sign/v1",
+        },
+    }
+    (again,) = sign_reference(repository.reference, read_private_key(ours[0]))
+    assert (again.new, again.bundle) == (False, made.bundle)
+    assert len(documents(repository, image.digest)) == 1
+
+
+def test_an_image_that_lost_one_form_gets_it_back(repository, ours):
+    """As after a signature of prewarm 0.1, or by cosign 2."""
+    digest, bundle = bundled(repository, ours)
+
+    (made,) = sign_reference(repository.reference, read_private_key(ours[0]))
+
+    assert (made.new, made.bundle) == (True, bundle)
+    assert tag_of_signatures(digest) in tags(repository)
+
+
+def refused(repository, digest, pair, identity=None):
+    with pytest.raises(IntegrityError) as error:
+        trusted(repository, digest, pair, identity)
+    return error.value.message
+
+
+def test_a_bundle_of_another_key_is_refused(repository, ours, theirs):
+    digest, _ = bundled(repository, theirs)
+    assert "made with another key" in refused(repository, digest, ours)
+    bundled(repository, ours)
+    trusted(repository, digest, ours)
+
+
+def test_the_bundle_of_another_image_is_refused(repository, ours):
+    digest, _ = bundled(repository, ours, of=digest_of(b"another"))
+    assert f"it is the signature of another image, {digest_of(b'another')}" in refused(
+        repository, digest, ours
+    )
+
+
+def test_a_bundle_under_another_name_is_refused_where_a_name_is_asked_for(repository, ours):
+    digest, _ = bundled(repository, ours, name="registry.example/mirrored")
+    trusted(repository, digest, ours)
+    assert "it was signed as registry.example/mirrored, not as" in refused(
+        repository, digest, ours, repository.reference.name
+    )
+
+
+def test_provenance_is_no_signature(repository, ours):
+    digest, _ = bundled(repository, ours, PROVENANCE)
+    assert refused(repository, digest, ours) == f"the image {digest} is not signed"
+
+
+def attach_changed(repository, document, content, annotations=None):
+    """Attach to v1 what `document` is, with another content and, if given, annotations."""
+    manifest = json.loads(get_manifest(repository, document).data)
+    (layer,) = manifest["layers"]
+    layer |= {"digest": digest_of(content), "size": len(content)}
+    manifest["annotations"] = annotations or manifest["annotations"]
+    blob = Descriptor(media_type="x/y", digest=digest_of(content), size=len(content))
+    upload(repository, blob, lambda: io.BytesIO(content))
+    return attach(repository, json.dumps(manifest).encode(), MANIFEST_TYPE)
+
+
+def test_a_changed_bundle_and_a_relabelled_one_are_refused(repository, ours):
+    digest, document = bundled(repository, ours, PROVENANCE)
+    (there,) = documents(repository, digest)
+    content = read_document(repository, there)
+    signature = {"dev.sigstore.bundle.predicateType": SIGNATURE}
+    attach_changed(repository, document, content, signature)
+    assert f"it says '{PROVENANCE}' of the image" in refused(repository, digest, ours)
+
+    whole = json.loads(content)
+    payload = base64.b64decode(whole["dsseEnvelope"]["payload"])
+    forged = payload.replace(PROVENANCE.encode(), SIGNATURE.encode())
+    whole["dsseEnvelope"]["payload"] = base64.b64encode(forged).decode()
+    attach_changed(repository, document, json.dumps(whole).encode(), signature)
+    assert "what was signed has been changed" in refused(repository, digest, ours)
+
+
+def test_what_others_attach_keeps_no_signature_from_counting(repository, ours):
+    digest, document = bundled(repository, ours, of=digest_of(b"another"))
+    for content in (b"no JSON", b"[" * 100_000, b"{}"):
+        attach_changed(repository, document, content)
+    attach_changed(repository, document, b" " * (300 << 10))
+    reasons = refused(repository, digest, ours)
+    assert reasons.count("it is no Sigstore bundle") == 3
+    assert "307200 bytes, more than the 262144 that it may" in reasons
+
+    bundled(repository, ours)
+    trusted(repository, digest, ours)
+
+
+def test_more_bundles_than_are_read_are_refused(repository, ours, monkeypatch):
+    digest, _ = bundled(repository, ours, of=digest_of(b"another"))
+    bundled(repository, ours)
+    monkeypatch.setattr("prewarm.ship.attached.MOST_DOCUMENTS", 1)
+    with pytest.raises(RegistryError, match=r"has 2 bundles of .*; 1 are read"):
+        trusted(repository, digest, ours)
 
 
 def run(capsys, *argv):
