@@ -1,8 +1,9 @@
 """Push and pull of one large blob, prewarm's client and skopeo in turn, in one run.
 
-Needs docker-registry and skopeo. Prints the best of four each, the ratio and the peak memory.
+Needs docker-registry and skopeo. Prints the best time of four each, the largest peak memory, and
+the ratios of both; with a FILE they are kept there.
 
-    python benchmarks/registry.py [MEGABYTES]
+    python benchmarks/registry.py [MEGABYTES [FILE]]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -107,7 +109,7 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
     return time.perf_counter() - begun, used.ru_maxrss
 
 
-def main(megabytes: int) -> None:
+def main(megabytes: int, kept: Path | None = None) -> None:
     """Run both against a registry of their own."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -124,14 +126,16 @@ def main(megabytes: int) -> None:
         try:
             while not (found := re.search(r"listening on ([0-9.:]+)", (root / "log").read_text())):
                 time.sleep(0.05)
-            compare(root, found[1], megabytes)
+            rows = compare(root, found[1], megabytes)
         finally:
             server.kill()
             server.wait()
+    if kept is not None:
+        kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def compare(root: Path, host: str, megabytes: int) -> None:
-    """Print how long each takes to push and to pull.
+def compare(root: Path, host: str, megabytes: int) -> list[dict[str, object]]:
+    """Print and return the time and the peak memory of each, prewarm's before skopeo's.
 
     Each round has images of its own: skopeo remembers where it has seen a layer.
     """
@@ -155,14 +159,21 @@ def compare(root: Path, host: str, megabytes: int) -> None:
             best[name] = min(seconds, least), max(memory, most)
         for directory in ("ours", "theirs", "p", "s"):
             shutil.rmtree(root / directory)
+    rows = []
+    # Linux counts what its parent held before exec to a process.
+    floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"peak memory below {floor} MiB cannot be told")
+    print(f"{megabytes} MB      prewarm   skopeo    ratio     prewarm    skopeo     ratio")
     for verb in ("push", "pull"):
-        ratio = best[verb, "prewarm"][0] / best[verb, "skopeo"][0]
-        told = ", ".join(
-            f"{name} {best[verb, name][0]:.2f} s {best[verb, name][1] >> 10} MiB"
-            for name in ("prewarm", "skopeo")
+        (ours, our_peak), (theirs, their_peak) = (best[verb, n] for n in ("prewarm", "skopeo"))
+        print(
+            f"{verb:10s} {ours:6.2f} s {theirs:6.2f} s {ours / theirs:8.2f}"
+            f" {our_peak >> 10:7d} MiB {their_peak >> 10:5d} MiB {our_peak / their_peak:8.2f}"
         )
-        print(f"{verb} of {megabytes} MB: {told}; ratio {ratio:.2f}")
+        seconds, peaks = (ours, theirs), (our_peak, their_peak)
+        rows.append({"verb": verb, "megabytes": megabytes, "seconds": seconds, "peak_kib": peaks})
+    return rows
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300, *map(Path, sys.argv[2:]))

@@ -439,22 +439,46 @@ def _check_fleet(ctx: click.Context) -> None:
 
 
 @cli.command()
-@click.argument("shards", type=_PATH, nargs=-1, required=True, metavar="SHARD...")
+@click.argument("shards", type=_PATH, nargs=-1, metavar="[SHARD...]")
 @click.option(
     "-o", "--output", type=_PATH, required=True, metavar="DIR", help="Write images to DIR/images."
 )
 @_MOUNT_PATH
+@click.option("--index", metavar="TAG", help="Write their index to DIR/index, under that tag.")
+@click.option(
+    "--push", "repository", metavar="REPOSITORY", help="Push the images, then that index."
+)
+@click.option(
+    "--run",
+    metavar="NAME",
+    help="Gather only if --shard, of those in DIR, is the last of this run to finish.",
+)
+@click.option("--shard", metavar="K/N", help="The shard that has finished; job/N: this pod's.")
+@_REGISTRY
 @_manners
-@click.pass_obj
-def gather(out: Output, shards: tuple[Path, ...], output: Path, mount_path: str | None) -> int:
+@click.pass_context
+def gather(ctx: click.Context, /, shards: tuple[Path, ...], output: Path, **asked: Any) -> int:
     """Make the image of each deployment of a fleet from all shards of its build.
 
     Shards that are not of one fleet, that hold other content under one key, or that do not
     hold everything, are refused. Needs no vLLM, torch or Triton.
     """
-    from prewarm import fleet
+    from prewarm import fleet, gathering
 
-    return fleet.gather(out, shards, output, mount_path)
+    mount_path, index, repository, run, shard = (
+        asked.pop(n) for n in ("mount_path", "index", "repository", "run", "shard")
+    )
+    if repository is not None and index is None:
+        raise click.UsageError("--push needs the tag of the index: --index TAG", ctx)
+    if (run is None) != (shard is None) or (run is not None and index is None):
+        raise click.UsageError("--run, --shard and --index go together", ctx)
+    if bool(shards) == (run is not None):
+        raise click.UsageError("name the SHARDs, or the --run that those in DIR are of", ctx)
+    wanted = index and gathering.IndexWanted(tag=index, repository=repository, reach=asked)
+    part = fleet.part_named(shard)
+    if part is None:
+        return gathering.gather(ctx.obj, shards, output, mount_path, wanted)
+    return gathering.gather_run(ctx.obj, run, part, output, mount_path=mount_path, wanted=wanted)
 
 
 @cli.command()
@@ -475,6 +499,41 @@ def push(out: Output, /, layout: Path, reference: str, **how: Any) -> int:
     from prewarm import shipping
 
     return shipping.push(out, layout, reference, **how)
+
+
+@cli.command()
+@click.argument("base", metavar="BASE")
+@click.argument("source")
+@click.option("-t", "--to", required=True, metavar="REF", help="The image to make.")
+@click.option(
+    "--mount-path",
+    metavar="DIR",
+    help="Where the cache goes.  [default: where it was packed for, else /opt/prewarm]",
+)
+@click.option(
+    "--platform",
+    metavar="OS/ARCH",
+    help="Which image of an index.  [default: the one that the cache was built for]",
+)
+@click.option(
+    "--override-env",
+    is_flag=True,
+    help="Where the base sets a variable that the cache needs otherwise, take the cache's.",
+)
+@_WANT
+@_TRUST
+@_REGISTRY
+@_manners
+@click.pass_obj
+def append(out: Output, /, base: str, source: str, **how: Any) -> int:
+    """Add a cache and its variables to an image in a registry, without downloading that.
+
+    The same as a Dockerfile with COPY --from and ENV. BASE and REF are references or image
+    layouts; SOURCE is a layout, the directory at which an image is mounted, or a reference.
+    """
+    from prewarm import appending
+
+    return appending.append(out, base, source, **how)
 
 
 @cli.command()
@@ -511,6 +570,22 @@ def sign(out: Output, /, reference: str, **how: Any) -> int:
     from prewarm import shipping
 
     return shipping.sign(out, reference, **how)
+
+
+@cli.command()
+@click.argument("reference", metavar="REF")
+@click.option("--key", type=_PATH, metavar="PEM", help="Sign them: private key, ECDSA on P-256.")
+@_REGISTRY
+@_manners
+@click.pass_obj
+def attest(out: Output, /, reference: str, **how: Any) -> int:
+    """Attach provenance and an SBOM to an image in its registry; of an index to every image.
+
+    PREWARM_KEY_PASSWORD opens a key that has a password.
+    """
+    from prewarm import shipping
+
+    return shipping.attest(out, reference, **how)
 
 
 @cli.command(name="list")
@@ -727,6 +802,7 @@ def merge(out: Output, files: tuple[Path, ...], output: Path) -> int:
     "--plot", type=_PATH, metavar="FILE", help="Draw tunings into FILE too: an .svg or a .png."
 )
 @_WANT
+@_TRUST
 @_REGISTRY
 @_manners
 @click.pass_obj
@@ -748,6 +824,8 @@ def show(out: Output, /, thing: str, plot: Path | None, **how: Any) -> int:
         from prewarm import shipping
 
         return shipping.show(out, thing, **how)
+    elif how["key"] is not None or how["identity"] is not None:
+        raise click.UsageError(f"{thing} is on this machine, and signatures are in a registry")
     elif os.path.isdir(thing):
         from prewarm.ship.verify import installed_manifest
 

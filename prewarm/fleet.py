@@ -1,4 +1,4 @@
-"""The steps of a fleet build: plan what a matrix names, build a shard of it, gather the shards."""
+"""The steps of a fleet build: plan what a matrix names, build a shard of it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ from prewarm.core.tuning_keys import tuning_keys
 from prewarm.core.tunings import Tunings
 from prewarm.core.tunings_merge import merge
 from prewarm.core.tunings_yaml import read_tunings
+from prewarm.gathering import gather
 from prewarm.output import Output
-from prewarm.render import size
 from prewarm.verbs import trace
 
-IMAGES = "images"
-"""Where in the output directory the images are."""
 OF_THE_JOB = "job/"
 """Begins a --shard whose number is that of the pod in its Kubernetes Indexed Job."""
 _JOB_INDEX = "JOB_COMPLETION_INDEX"
@@ -308,22 +306,3 @@ def _records(out: Output, tuned: Sequence[Planned], directory: Path) -> Iterator
         written = write_records(each, directory / RECORDS / each.name)
         out.say(f"{len(written)} autotune records of {each.name}")
         yield from written
-
-
-# --- images -------------------------------------------------------------------------------
-
-
-def gather(out: Output, shards: Sequence[Path], output: Path, mount_path: str | None) -> int:
-    """Write the image of each deployment and a line of its name and digest; return 0."""
-    from prewarm.ship.gather import gather as gather_
-
-    done = []
-    for image in gather_(shards, output / IMAGES, mount_path):
-        done.append(image)
-        packed = image.packed
-        out.say(
-            f"packed {packed.launches} launches into {image.path}:"
-            f" {size(packed.sizes.layer)} as a layer; its first start {packed.first_start}"
-        )
-    out.product("\n".join(f"{each.name} {each.packed.manifest_digest}" for each in done), done)
-    return 0

@@ -33,7 +33,9 @@ from prewarm.core.upgrade import KernelUpgrade, TuningUpgrade, Upgrade
 from prewarm.prove.proof import Column, Proof
 
 if TYPE_CHECKING:
+    from prewarm.ship.attestations import Beside
     from prewarm.ship.catalogue import Shown, Tagged
+    from prewarm.ship.choose import Choice as ImageChoice
 
 _KIB = 1024
 
@@ -183,8 +185,22 @@ def shown(found: Shown) -> RenderableType:
             **found.facts,
         }
     )
-    if not found.images:
-        return head
+    parts: list[RenderableType] = [head]
+    if found.images:
+        parts += ["", _fitting(found.images)]
+    if found.beside:
+        parts += ["", _beside(found.beside)]
+    return Group(*parts)
+
+
+def _beside(found: Iterable[Beside]) -> RenderableType:
+    columns = ("beside it", "signed by", "digest", "artifact type")
+    return table(
+        columns, ((each.what, each.signed_by, each.digest, each.artifact_type) for each in found)
+    )
+
+
+def _fitting(found: Iterable[ImageChoice]) -> RenderableType:
     rows = (
         (
             "no" if each.against else "yes",
@@ -195,10 +211,10 @@ def shown(found: Shown) -> RenderableType:
             "; ".join(each.against),
             each.digest,
         )
-        for each in found.images
+        for each in found
     )
     columns = ("fits", "target", "arch", "vLLM", "Python ABI", "because", "digest")
-    return Group(head, "", table(columns, rows))
+    return table(columns, rows)
 
 
 def targets(found: Iterable[Target]) -> RenderableType:

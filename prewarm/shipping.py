@@ -1,4 +1,4 @@
-"""The steps of the verbs that speak to a registry: push, pull, list, show and install of a REF."""
+"""The steps of the verbs that speak to a registry: push, pull, sign, attest, list and show."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from prewarm.ship.reference import names_a_registry, parse_reference
 
 if TYPE_CHECKING:
     from prewarm.ship.pull import Pulled
+    from prewarm.ship.signed import Trust
     from prewarm.ship.transport import Connection
 
 PASSWORD = "PREWARM_KEY_PASSWORD"  # noqa: S105 (the name of a variable)
@@ -64,6 +65,24 @@ def sign(out: Output, reference: str, *, key: Path, **reach: object) -> int:
     return 0
 
 
+def attest(out: Output, reference: str, *, key: Path | None, **reach: object) -> int:
+    """Attach provenance and SBOM to what `reference` means; return the exit code."""
+    from prewarm.ship.attest import attest as attest_
+    from prewarm.ship.keys import read_private_key
+
+    private = None if key is None else read_private_key(key, os.environ.get(PASSWORD))
+    with _temporary() as directory:
+        done = attest_(parse_reference(reference), directory, private, _connection(reach))
+    for each in done:
+        signed = "" if each.signed else ", unsigned"
+        out.say(
+            f"{each.reference}: {each.document}{signed}"
+            f" {'attached' if each.new else 'was attached already'}"
+        )
+    out.product("\n".join(each.attached for each in done), {"attested": done})
+    return 0
+
+
 def pull(out: Output, reference: str, layout: Path, **how: Any) -> int:
     """Pull what `reference` means into `layout` and write `repo@sha256:…`; return the exit code."""
     done = _pull(out, reference, layout, **how)
@@ -82,24 +101,29 @@ def _pull(
     **reach: object,
 ) -> Pulled:
     from prewarm.ship.choose import wanted_facts
-    from prewarm.ship.keys import read_public_key
     from prewarm.ship.pull import pull as pull_
-    from prewarm.ship.signed import Trust
 
-    if identity is not None and key is None:
-        raise InputError("--identity says who must have signed: name the --key as well")
-    trust = Trust(key=read_public_key(key), identity=identity) if key else None
     done = pull_(
         parse_reference(reference),
         layout,
         _connection(reach),
         want=wanted_facts(want),
-        trust=trust,
+        trust=trust_of(key, identity),
     )
     for line in done.decision:
         out.say(line)
     out.say(f"pulled {done.identity}: {render.size(done.size)}")
     return done
+
+
+def trust_of(key: Path | None, identity: str | None) -> Trust | None:
+    """Return whose signature `--key` and `--identity` ask for; raises InputError."""
+    from prewarm.ship.keys import read_public_key
+    from prewarm.ship.signed import Trust
+
+    if identity is not None and key is None:
+        raise InputError("--identity says who must have signed: name the --key as well")
+    return Trust(key=read_public_key(key), identity=identity) if key else None
 
 
 @contextlib.contextmanager
@@ -145,12 +169,25 @@ def list_(out: Output, repository: str, **reach: object) -> int:
     return 0
 
 
-def show(out: Output, text: str, *, want: Sequence[str], **reach: object) -> int:
-    """Write what is behind a reference; return the exit code."""
+def show(
+    out: Output,
+    text: str,
+    *,
+    want: Sequence[str],
+    key: Path | None,
+    identity: str | None,
+    **reach: object,
+) -> int:
+    """Write what is behind a reference, and beside it; return the exit code."""
     from prewarm.ship.catalogue import show_reference
     from prewarm.ship.choose import wanted_facts
 
-    found = show_reference(parse_reference(text), _connection(reach), want=wanted_facts(want))
+    found = show_reference(
+        parse_reference(text),
+        _connection(reach),
+        want=wanted_facts(want),
+        trust=trust_of(key, identity),
+    )
     images = [{**msgspec.to_builtins(image), "fits": image.fits} for image in found.images]
     out.product(render.shown(found), {**msgspec.to_builtins(found), "images": images})
     return 0

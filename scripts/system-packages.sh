@@ -18,12 +18,14 @@ need libc6-dev test -e /usr/include/stdio.h
 need binutils command -v readelf
 need make command -v make
 need util-linux command -v flock
+need openssl command -v openssl
 need skopeo command -v skopeo
 need umoci command -v umoci
 need docker-registry command -v docker-registry
 need buildah command -v buildah
 need podman command -v podman
 need runc command -v runc
+need containerd command -v ctr
 need catatonit command -v catatonit
 need python3-venv "$python" -c 'import ensurepip, venv'
 need python3-dev "$python" -c 'import pathlib, sysconfig

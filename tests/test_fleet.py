@@ -33,3 +33,28 @@ def test_options_that_do_not_go_together_are_refused(argv, message, capsys, tmp_
     assert main(["build", *argv]) == 2
     assert f"prewarm: error: {message}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "name the SHARDs, or the --run that those in DIR are of"),
+        (["s", "--push", "r"], "--push needs the tag of the index: --index TAG"),
+        (["--run", "r", "--index", "i"], "--run, --shard and --index go together"),
+        (["--shard", "1/2", "--index", "i"], "--run, --shard and --index go together"),
+        (["--run", "r", "--shard", "1/2"], "--run, --shard and --index go together"),
+        (["s", "--run", "r", "--shard", "1/2", "--index", "i"], "name the SHARDs, or the --run"),
+        (["--run", "a/b", "--shard", "1/2", "--index", "i"], "'a/b' cannot name a run"),
+        (["--run", "r", "--shard", "1/2", "--index", "i"], "the shard o/shard-1-of-2 is not fin"),
+        (["s", "--index", "i", "--push", "UPPER"], "'UPPER:i' is not an image reference"),
+        (["s", "--index", "a b"], "'a b' is not a tag"),
+    ],
+)
+def test_options_of_gather_that_do_not_go_together_are_refused(
+    argv, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["gather", *argv, "-o", "o"]) == 2
+    assert f"prewarm: error: {message}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ SETTLE = 0.5
 _ATTEMPTS = 20
 
 Replaces = Callable[[Entry], bool]
+ReplacesEach = Callable[[Entry, Entry], bool]
 
 
 def change_index(
@@ -43,21 +44,34 @@ def change_index(
 ) -> str:
     """Put `entry` into the index `tag`, in place of those that it replaces; return its digest.
 
-    The index is made where there is none. Raises InputError where the tag is of something else,
-    TryAgainError where others overwrite it again and again, or RegistryError.
+    Raises what `extend_index` raises.
     """
-    plain: dict[str, Any] = msgspec.to_builtins(entry)
+    return extend_index(repository, tag, [entry], lambda there, _: replaces(there), settle)
+
+
+def extend_index(
+    repository: Repository,
+    tag: str,
+    entries: Sequence[Entry],
+    replaces: ReplacesEach,
+    settle: float = SETTLE,
+) -> str:
+    """Put all `entries` into the index `tag` at once; return its digest.
+
+    What is there goes where `replaces` says so of it and one of `entries`. The index is made
+    where there is none. Raises InputError where the tag is of something else, TryAgainError
+    where others overwrite it again and again, or RegistryError.
+    """
+    ours: list[dict[str, Any]] = msgspec.to_builtins(entries)
     for attempt in range(_ATTEMPTS):
         old = _read(repository, tag)
         index = _content(old)
         kept = [
             each
             for each in index["manifests"]
-            if each["digest"] != entry.digest and not replaces(msgspec.convert(each, Entry))
+            if not _replaced(msgspec.convert(each, Entry), entries, replaces)
         ]
-        # Order follows the digest, so that writers in any order make the same bytes.
-        index["manifests"] = sorted([*kept, plain], key=lambda each: str(each["digest"]))
-        data = canonical_json(index)
+        data = in_order({**index, "manifests": [*kept, *ours]})
         if old is None or old.data != data:
             try:
                 put_manifest(
@@ -68,12 +82,28 @@ def change_index(
                 continue
             time.sleep(settle * random.uniform(1, 1.5))  # noqa: S311
         now = _read(repository, tag)
-        if now is not None and plain in _content(now)["manifests"]:
+        if now is not None and all(each in _content(now)["manifests"] for each in ours):
             return now.digest
     raise TryAgainError(
         f"others change the index {repository.reference.name}:{tag} all the time",
-        f"let one writer at a time push to it; the image itself is there, as {entry.digest}",
+        "let one writer at a time push to it; what it was to name is there, as "
+        + ", ".join(entry.digest for entry in entries),
     )
+
+
+def in_order(index: dict[str, Any]) -> bytes:
+    """Return `index` as JSON, in an order that writers of any order come to."""
+    every = sorted(index["manifests"], key=lambda each: str(each["digest"]))
+    return canonical_json({**index, "manifests": every})
+
+
+def index_of(entries: Sequence[Entry]) -> bytes:
+    """Return an index of `entries` and of nothing else."""
+    return in_order({**_content(None), "manifests": msgspec.to_builtins(entries)})
+
+
+def _replaced(there: Entry, entries: Sequence[Entry], replaces: ReplacesEach) -> bool:
+    return any(there.digest == each.digest or replaces(there, each) for each in entries)
 
 
 def _read(repository: Repository, tag: str) -> Stored | None:

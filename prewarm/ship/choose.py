@@ -11,13 +11,19 @@ from importlib import metadata
 
 from prewarm.core.errors import InputError, MismatchError
 from prewarm.core.record import Record
-from prewarm.ship.image import LABEL
-from prewarm.ship.manifests import MANIFEST_TYPES, Entry, Index
+from prewarm.ship.image import LABEL, MANIFEST_TYPE
+from prewarm.ship.layout import StoredImage
+from prewarm.ship.manifests import MANIFEST_TYPES, Entry, Index, Platform
 
 FACTS = ("arch", "machine", "vllm", "torch", "triton", "triton-key", "ptxas", "python-abi", "libc")
 """Labels of an image that must be as they are where it serves."""
-CARRIED = (*FACTS, "identity", "target", "model", "tuned", "tuned-on", "layer-size")
+DEPLOYMENT = ("target", "model", "serve")
+"""Labels that tell images for one toolchain and one architecture apart."""
+NAME = "deployment"
+"""What the index of a fleet calls an image, which says no such thing of itself."""
+CARRIED = (*FACTS, *DEPLOYMENT, "identity", "tuned", "tuned-on", "layer-size")
 """Labels that an index repeats, so that an image can be chosen without fetching it."""
+_ASKED = (*FACTS, *DEPLOYMENT[:-1], NAME, *DEPLOYMENT[-1:])
 _NVIDIA_SMI_SECONDS = 10
 
 
@@ -40,8 +46,8 @@ def wanted_facts(words: Sequence[str]) -> dict[str, str]:
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or not value or name not in (*FACTS, "target", "model"):
-            known = ", ".join((*FACTS, "target", "model"))
+        if not equals or not value or name not in _ASKED:
+            known = ", ".join(_ASKED)
             raise InputError(f"--want {word}: not FACT=VALUE with a FACT among {known}")
         found[name] = value
     return found
@@ -85,7 +91,7 @@ def choose(found: Sequence[Choice], host: Mapping[str, str], where: str) -> Choi
         raise MismatchError("\n  ".join(lines), "prewarm build --target TARGET -- SERVE ARGS")
     apart = [
         name
-        for name in (*FACTS, "target", "model")
+        for name in _ASKED
         if name not in host and len({each.facts.get(name) for each in fitting}) > 1
     ]
     lines = [f"{where}: {len(fitting)} images fit, as far as is known here"]
@@ -101,18 +107,30 @@ def in_words(choice: Choice) -> str:
     return f"{choice.digest}: {'; '.join(choice.against) or 'fits'}"
 
 
-def same_facts(labels: Mapping[str, str], entry: Entry) -> bool:
-    """Return whether `entry` is for the same hosts and model as an image with `labels`."""
-    theirs = entry.annotations or {}
-    return all(
-        labels.get(f"{LABEL}.{name}") == theirs.get(f"{LABEL}.{name}") for name in (*FACTS, "model")
+def entry_of(image: StoredImage, name: str | None = None) -> Entry:
+    """Return the entry of `image` in an index: its platform, and what to choose it by.
+
+    `name` is what a fleet calls it.
+    """
+    labels = image.config.config.labels
+    annotations = {key: labels[key] for key in map(_label, CARRIED) if key in labels}
+    return Entry(
+        media_type=MANIFEST_TYPE,
+        digest=image.digest,
+        size=image.size,
+        platform=Platform(architecture=image.config.architecture, os=image.config.os),
+        annotations=annotations | ({} if name is None else {_label(NAME): name}),
     )
 
 
-def carried(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the labels that an index repeats."""
-    names = (f"{LABEL}.{name}" for name in CARRIED)
-    return {name: labels[name] for name in names if name in labels}
+def same_facts(there: Entry, entry: Entry) -> bool:
+    """Return whether two images are for the same hosts and the same deployment."""
+    ours, theirs = entry.annotations or {}, there.annotations or {}
+    return all(ours.get(key) == theirs.get(key) for key in map(_label, (*FACTS, *DEPLOYMENT)))
+
+
+def _label(name: str) -> str:
+    return f"{LABEL}.{name}"
 
 
 def facts_of(annotations: Mapping[str, str] | None) -> dict[str, str]:

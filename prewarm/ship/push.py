@@ -9,12 +9,12 @@ from typing import BinaryIO
 from prewarm.core.errors import InputError
 from prewarm.core.record import Record
 from prewarm.ship.blobs import upload
-from prewarm.ship.change_index import change_index
-from prewarm.ship.choose import carried, same_facts
+from prewarm.ship.change_index import extend_index
+from prewarm.ship.choose import entry_of, same_facts
 from prewarm.ship.image import MANIFEST_TYPE, Descriptor
 from prewarm.ship.layer import MAX_SIZE
 from prewarm.ship.layout import REF_NAME, StoredImage, read_blob, read_index, read_layout
-from prewarm.ship.manifests import Entry, Platform, manifest_digest, put_manifest
+from prewarm.ship.manifests import manifest_digest, put_manifest
 from prewarm.ship.reference import Reference, parse_reference
 from prewarm.ship.registry import Repository, open_repository
 from prewarm.ship.transport import Connection
@@ -57,13 +57,10 @@ def push(
     for name in (f"{reference.name}:{index}" if index else None, mount_from):
         if name is not None:
             parse_reference(name)
-    tag = reference.tag or (None if reference.digest else _tag_of(layout))
+    tag = reference.tag or (None if reference.digest else tag_of(layout))
     with open_repository(reference, connection, push=True) as repository:
-        layer = _push_blobs(repository, layout, image, mount_from)
-        data = read_blob(layout, _descriptor(layout))
-        if manifest_digest(repository, tag or image.digest) != image.digest:
-            put_manifest(repository, data, MANIFEST_TYPE, tag)
-        added = None if index is None else _add(repository, index, image, len(data))
+        layer = push_image(repository, layout, image, tag, mount_from)
+        added = index and extend_index(repository, index, [entry_of(image)], same_facts)
     return Pushed(
         reference=str(reference.at(image.digest)),
         digest=image.digest,
@@ -73,6 +70,24 @@ def push(
         layer=layer,
         index=added,
     )
+
+
+def push_image(
+    repository: Repository,
+    layout: Path,
+    image: StoredImage,
+    tag: str | None,
+    mount_from: str | None = None,
+) -> str:
+    """Bring `image` of `layout` to `repository`, its manifest last; return how its layer went.
+
+    What is there already is not sent again. Raises RegistryError or TryAgainError.
+    """
+    layer = _push_blobs(repository, layout, image, mount_from)
+    if manifest_digest(repository, tag or image.digest) != image.digest:
+        data = read_blob(layout, _descriptor(layout))
+        put_manifest(repository, data, MANIFEST_TYPE, tag)
+    return layer
 
 
 def _push_blobs(
@@ -90,22 +105,11 @@ def _push_blobs(
     return done
 
 
-def _add(repository: Repository, tag: str, image: StoredImage, size: int) -> str:
-    labels = image.config.config.labels
-    entry = Entry(
-        media_type=MANIFEST_TYPE,
-        digest=image.digest,
-        size=size,
-        platform=Platform(architecture=image.config.architecture, os=image.config.os),
-        annotations=carried(labels),
-    )
-    return change_index(repository, tag, entry, lambda there: same_facts(labels, there))
-
-
 def _descriptor(layout: Path) -> Descriptor:
     (descriptor,) = read_index(layout).manifests
     return descriptor
 
 
-def _tag_of(layout: Path) -> str | None:
+def tag_of(layout: Path) -> str | None:
+    """Return the tag by which `layout` names its image."""
     return _descriptor(layout).annotations.get(REF_NAME)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from prewarm.cli import cli
+from prewarm.core.errors import InputError, IntegrityError, UnsupportedError
 from prewarm.core.matrix_yaml import read_matrix
 from prewarm.core.toolchain import Toolchain
 from prewarm.ship.environment import environment, render_environment
@@ -47,7 +48,7 @@ def pods():
         for each in documents(path)
         if each.get("kind") in ("Deployment", "Job")
     ]
-    assert len(found) == 4
+    assert len(found) == 3
     return found
 
 
@@ -140,9 +141,6 @@ def commands():
                 name = f"{path.parent.name}-{each['name']}"
                 if each.get("command") in (None, ["prewarm"]):
                     found.append(pytest.param(each["args"], id=name))
-                elif each["command"][0] == "sh":
-                    said = re.search(r"python -m prewarm ([^;]*)", each["args"][0])[1]
-                    found.append(pytest.param(said.replace('"', "").split(), id=name))
     return found
 
 
@@ -187,15 +185,61 @@ def any_toolchain(root) -> Toolchain:
     )
 
 
-def test_the_fleet_has_one_number_of_shards():
+def fleet_job():
     (job,) = documents(HOME / "fleet" / "job.yaml")
-    (gather,) = documents(HOME / "fleet-gather" / "job.yaml")
-    (shard,) = job["spec"]["template"]["spec"]["containers"]
-    number = job["spec"]["completions"]
+    pod = job["spec"]["template"]["spec"]
+    (shard,), (gather,) = pod["initContainers"], pod["containers"]
+    return job["spec"], shard, gather
 
-    assert job["spec"]["completionMode"] == "Indexed"
-    assert shard["args"][shard["args"].index("--shard") + 1] == f"job/{number}"
-    assert f"shard-*-of-{number} " in json.dumps(gather)
+
+def after(option, container):
+    return container["args"][container["args"].index(option) + 1]
+
+
+def test_the_fleet_has_one_number_of_shards():
+    job, shard, gather = fleet_job()
+
+    assert job["completionMode"] == "Indexed"
+    assert after("--shard", shard) == after("--shard", gather) == f"job/{job['completions']}"
+
+
+def test_the_last_shard_gathers_what_all_have_built():
+    _, shard, gather = fleet_job()
+
+    assert shard["args"][0] == "build"
+    assert gather["args"][0] == "gather"
+    assert after("-o", shard) == after("-o", gather)
+    (volume,) = (
+        each for each in gather["volumeMounts"] if each["mountPath"] == after("-o", gather)
+    )
+    assert volume in shard["volumeMounts"]
+
+
+def test_a_run_of_the_fleet_is_one_job():
+    _, _, gather = fleet_job()
+    (run,) = (each for each in gather["env"] if each["name"] == "RUN")
+
+    assert after("--run", gather) == "$(RUN)"
+    # The label that the Job controller gives every pod of one Job, and no other Job has.
+    field = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert run["valueFrom"] == {"fieldRef": {"fieldPath": field}}
+
+
+def test_what_compiles_sees_no_credentials():
+    _, shard, gather = fleet_job()
+    mounted = [[mount["name"] for mount in each["volumeMounts"]] for each in (shard, gather)]
+
+    assert ["credentials" in each for each in mounted] == [False, True]
+
+
+def test_a_shard_that_would_fail_again_fails_its_index_alone():
+    job, _, _ = fleet_job()
+    ignored, failed = job["podFailurePolicy"]["rules"]
+
+    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert failed["action"] == "FailIndex"
+    classes = (InputError, UnsupportedError, IntegrityError)
+    assert failed["onExitCodes"]["values"] == [each.exit_code for each in classes]
 
 
 def test_the_matrix_is_one_that_a_fleet_build_reads():
