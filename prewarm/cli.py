@@ -118,7 +118,7 @@ _CLOSURE = _options(
         help="Random workloads in a row that must show nothing new.",
     ),
     click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of the random workloads."
+        "--seed", type=int, default=0, show_default=True, help="Seed of all that is random."
     ),
 )
 _TRACING = _options(_TARGET, _CLOSURE)
@@ -712,9 +712,7 @@ def verify(
     show_default=True,
     help="Random workloads at the end.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of the random workloads."
-)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all that is random.")
 @_manners
 @click.pass_obj
 def prove(
@@ -762,6 +760,46 @@ def audit(out: Output, /, manifest: Path | None, **asked: Any) -> int:
     from prewarm import verbs
 
     return verbs.audit(out, verbs.planned_or_traced(out, manifest, **asked))
+
+
+@cli.command(cls=MaybeServeVerb)
+@click.argument("manifest", type=_PATH, required=False)
+@click.option(
+    "--target",
+    callback=_maybe_target,
+    metavar="NAME",
+    help="GPU to plan for: b200.  [default: the manifest's]",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Random request streams to serve.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Most scheduler steps of a stream.",
+)
+@click.option("--model", metavar="DIR", help="Where the model is, if not where it was planned.")
+@_CLOSURE
+@_manners
+@click.pass_obj
+def check(out: Output, /, manifest: Path | None, **asked: Any) -> int:
+    """Check a manifest with random request streams; exit 1 if they ask for what it lacks.
+
+    They go through vLLM's own scheduler and model runner, without a GPU, and share nothing with
+    the workloads that the manifest was traced with. What they never ask for is listed as well.
+    MANIFEST, a deployment that was planned already, stands in place of SERVE ARGS.
+    """
+    from prewarm import verbs
+
+    how = {name: asked.pop(name) for name in ("streams", "steps", "model")}
+    planned = verbs.planned_or_traced(out, manifest, verb="check", **asked)
+    return verbs.check_streams(out, planned, seed=asked["seed"], **how)
 
 
 @cli.command()

@@ -33,6 +33,7 @@ from prewarm.core.upgrade import KernelUpgrade, TuningUpgrade, Upgrade
 from prewarm.prove.proof import Column, Proof
 
 if TYPE_CHECKING:
+    from prewarm.prove.closure import Closure
     from prewarm.ship.attestations import Beside
     from prewarm.ship.catalogue import Shown, Tagged
     from prewarm.ship.choose import Choice as ImageChoice
@@ -538,6 +539,39 @@ def proof(found: Proof) -> RenderableType:
             f" workloads never asked for: {', '.join(short(each.kernel) for each in found.idle)}"
         )
     parts.append("the cache holds" if found.holds else "the cache does not hold")
+    return Group(*parts)
+
+
+def closure(found: Closure) -> RenderableType:
+    """Return what random request streams found in a manifest, and what they never asked for."""
+    parts: list[RenderableType] = [
+        facts(
+            {
+                "streams": f"{found.streams}, seed {found.seed}",
+                "scheduler steps": f"{found.steps:,}",
+                "requests": f"{found.requests:,}: {counted(found.preemptions, 'preemption')},"
+                f" {counted(found.prefix_hits, 'prefix hit')}, {found.aborts} aborted",
+                "GPU blocks": ", ".join(map(str, found.gpu_blocks)),
+                "launches": f"{found.calls:,}, of them different: {found.asked}",
+                "planned": f"{found.planned} launches",
+            }
+        ),
+        "",
+    ]
+    if found.escapes:
+        rows = ((short(e.kernel), e.launches, e.first, e.words) for e in found.escapes)
+        missed = ("asked for and not planned", "#launches", "first in", "how it differs")
+        parts += [table(missed, rows), ""]
+    else:
+        parts.append("every launch that was asked for was planned")
+    parts.append(f"dead weight: {found.dead_weight:.1%}")
+    for title, idle in (
+        ("planned and never asked for", found.dead),
+        ("asked for before serving only", found.before_serving),
+    ):
+        if idle:
+            rows_of = ((short(each.kernel), each.launches, ", ".join(each.via)) for each in idle)
+            parts += ["", table((title, "#launches", "planned because of"), rows_of)]
     return Group(*parts)
 
 

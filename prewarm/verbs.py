@@ -66,6 +66,7 @@ def planned_or_traced(
     file: Path | None,
     target: Target | None,
     serve_args: tuple[str, ...],
+    verb: str = "audit",
     **options: Any,
 ) -> Manifest:
     """Return the manifest in `file`, or that of `serve_args` on `target` where there is none.
@@ -76,13 +77,13 @@ def planned_or_traced(
         if serve_args or target is not None:
             raise InputError(
                 "a manifest has its target and its serve arguments: name no others",
-                f"prewarm audit {file}",
+                f"prewarm {verb} {file}",
             )
         return read_manifest(file)
     if target is None or not serve_args:
         raise InputError(
-            "nothing to audit: name a target and a deployment, or a manifest",
-            "prewarm audit --target b200 -- MODEL [ARGS]",
+            f"nothing to {verb}: name a target and a deployment, or a manifest",
+            f"prewarm {verb} --target b200 -- MODEL [ARGS]",
         )
     return trace(out, target, serve_args, **options)
 
@@ -100,6 +101,23 @@ def audit(out: Output, manifest: Manifest) -> int:
     plain = {"manifest": manifest.digest, "vllm": manifest.toolchain.vllm}
     out.product(render.audit(manifest, found), {**plain, **msgspec.to_builtins(found)})
     return int(bool(found.leaks))
+
+
+def check_streams(out: Output, manifest: Manifest, **how: Any) -> int:
+    """Write what random request streams find in `manifest`; return 1 if they ask for more."""
+    from prewarm import render
+    from prewarm.prove.closure import closure_of
+    from prewarm.trace.check import serve_streams
+
+    out.say(f"serving random request streams on a virtual {manifest.deployment.target}")
+    with out.progress("streams") as advance:
+        served = serve_streams(manifest, progress=advance, **how)
+    found = closure_of(manifest, served.engines, how["seed"])
+    out.product(
+        render.closure(found),
+        {"holds": found.holds, "dead_weight": found.dead_weight, **msgspec.to_builtins(found)},
+    )
+    return int(not found.holds)
 
 
 def check_output(output: Path | None) -> None:

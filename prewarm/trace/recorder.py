@@ -36,6 +36,8 @@ class Recorder:
     def __init__(self) -> None:
         self.via = START_UP
         self.found: dict[tuple[Any, ...], Recorded] = {}
+        self.calls = 0
+        """Launches, each as often as it was made; an autotuned one counts once."""
         self._tuned: dict[tuple[Any, ...], list[Recorded]] = {}
         self._tuning: Tuning | None = None
         self._last: Recorded | None = None
@@ -49,6 +51,7 @@ class Recorder:
 
     def _run(self, function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         tuning = self._tuning
+        self.calls += tuning is None
         asked = triton_seam.specialization_of(function, args, keywords)
         key = (function, asked, tuning and (tuning.key, tuning.candidate))
         found = self.found.get(key)
@@ -59,6 +62,7 @@ class Recorder:
         self._last = found
 
     def _autotune(self, tuner: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        self.calls += 1
         configs = triton_seam.pruned_configs(tuner, args, keywords)
         key = triton_seam.tuning_key_of(tuner, args, keywords)
         candidates = self._candidates_of(tuner)
