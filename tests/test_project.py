@@ -24,7 +24,7 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0]).lower()
 
 
-PINS = ["constraints.txt", "constraints/vllm-0.18.1.txt"]
+PINS = ["constraints.txt", "constraints/vllm-0.18.1.txt", "constraints/vllm-0.32.0.txt"]
 
 
 def test_every_file_of_pins_is_looked_at(root):

@@ -1,10 +1,11 @@
-"""The child process of `plan` and `capture`: it becomes the target GPU and writes to its pipe."""
+"""The child process of `plan`, `capture` and `check`: it becomes the GPU and writes to its pipe."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
+from importlib import metadata
 from typing import IO
 
 import msgspec
@@ -16,9 +17,12 @@ from prewarm.core.target import Target, target_named
 from prewarm.device.libcuda import load_stub
 from prewarm.device.planned import plan_environment
 from prewarm.trace.capture import Captured, CaptureRequest
+from prewarm.trace.check import StreamsRequest
 from prewarm.trace.environment import Watch
 from prewarm.trace.parent import Progress
 from prewarm.trace.plan import Request
+
+Asked = Request | CaptureRequest | StreamsRequest
 
 
 def main() -> int:
@@ -27,17 +31,19 @@ def main() -> int:
     os.environ["PREWARM"] = "0"
     watch = Watch()
     with answers_to_parent() as pipe:
-        request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request | CaptureRequest)
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
         try:
             answer = _answer(request, watch, pipe)
         except PrewarmError as error:
             answer = Refusal.of(error)
+        except (ImportError, AttributeError) as error:
+            answer = _refusal_of_release(error)
         _send(pipe, answer)
     sys.stdout.flush()
     os._exit(0)  # vLLM's threads and queues have nothing left to say
 
 
-def _answer(request: Request | CaptureRequest, watch: Watch, pipe: IO[bytes]) -> Record:
+def _answer(request: Asked, watch: Watch, pipe: IO[bytes]) -> Record:
     def progress(text: str) -> None:
         _send(pipe, Progress(text=text))
 
@@ -48,9 +54,23 @@ def _answer(request: Request | CaptureRequest, watch: Watch, pipe: IO[bytes]) ->
         return trace(request, watch, progress)
     plan_environment(request.manifest.toolchain)
     _become(target_named(request.manifest.deployment.target))
+    if isinstance(request, StreamsRequest):
+        from prewarm.trace.stream_steps import drive_streams
+
+        return drive_streams(request, progress)
     from prewarm.trace.steps import capture_steps
 
     return Captured(capture=capture_steps(request, progress))
+
+
+def _refusal_of_release(error: ImportError | AttributeError) -> Refusal:
+    """Return the refusal of a vLLM that was never seen and lacks a name; else raise `error`."""
+    from prewarm.trace.vllm_releases import not_found
+
+    found = not_found(metadata.version("vllm"), error)
+    if found is None:
+        raise error
+    return Refusal.of(found)
 
 
 def _become(target: Target) -> None:

@@ -21,8 +21,12 @@ class Release:
     """The ways of one release of vLLM and of those after it, up to the next entry."""
 
     since: tuple[int, int]
+    argument_parser: Callable[[], Callable[[Any], Any]]
+    """Returns the function that puts the options of `vllm serve` on a parser."""
     uses_second_runner: Callable[[Any], bool]
     """Whether a deployment with this VllmConfig is served by the second model runner."""
+    second_runner_is_known: bool
+    """Whether prewarm can trace that runner."""
     warm_up: Callable[[Any], None]
     """Runs the worker's own warm-up of Triton kernels between memory profiling and capture."""
     start_up_answer: Callable[[], Any]
@@ -34,6 +38,12 @@ class Release:
 
 
 # --- 0.18 ---------------------------------------------------------------------------------
+
+
+def _parser_of_openai_server() -> Callable[[Any], Any]:
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
+
+    return make_arg_parser  # type: ignore[no-any-return]
 
 
 def _second_runner_by_environment(_: Any) -> bool:
@@ -59,7 +69,9 @@ def _backend_of_operator(layer: Any) -> str:
 
 _0_18 = Release(
     since=(0, 18),
+    argument_parser=_parser_of_openai_server,
     uses_second_runner=_second_runner_by_environment,
+    second_runner_is_known=False,
     warm_up=_no_warm_up,
     start_up_answer=float,
     states=_states_of_first_engine,
@@ -108,10 +120,40 @@ _0_25 = dataclasses.replace(
 )
 
 
+# --- 0.32 ---------------------------------------------------------------------------------
+
+
+def _parser_of_launchers() -> Callable[[Any], Any]:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+
+    return make_arg_parser  # type: ignore[no-any-return]
+
+
+_0_32 = dataclasses.replace(
+    _0_25,
+    since=(0, 32),
+    argument_parser=_parser_of_launchers,
+    second_runner_is_known=True,
+)
+
+
 # --- all ----------------------------------------------------------------------------------
 
-RELEASES = (_0_18, _0_25)
+RELEASES = (_0_18, _0_25, _0_32)
 """Oldest first."""
+
+SEEN = ("0.18.1", "0.25.1", "0.32.0")
+"""Versions that were traced; any other is tried."""
+
+
+def not_found(version: str, error: ImportError | AttributeError) -> UnsupportedError | None:
+    """Return what to say of a name that vLLM `version` lacks, None where it was seen to work."""
+    if version.partition("+")[0] in SEEN:
+        return None
+    return UnsupportedError(
+        f"vLLM {version} lacks a name that prewarm needs: {error}",
+        f"prewarm was seen to work with vLLM {', '.join(SEEN)}",
+    )
 
 
 def release_of(version: str) -> Release:

@@ -1,6 +1,7 @@
-"""Every private name of vLLM that prewarm uses, for vLLM 0.18 and 0.25.
+"""Every private name of vLLM that prewarm uses, for vLLM 0.18, 0.25 and 0.32.
 
-What differs between releases stands in `vllm_releases`.
+What differs between releases stands in `vllm_releases`, what the second model runner needs in
+`vllm_second_runner`.
 
 The engine is vLLM's own: its argument parser, configuration, KV cache layout, scheduler,
 worker, model runner and metadata builders. Replaced are only the platform (the GPU is not
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import types
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -32,6 +33,7 @@ from vllm.platforms.interface import DeviceCapability
 from prewarm.core.errors import InputError, UnsupportedError
 from prewarm.core.target import Target
 from prewarm.device import triton_seam
+from prewarm.trace import vllm_second_runner as second_runner
 from prewarm.trace.agreement import Budget
 from prewarm.trace.vllm_releases import release_of
 
@@ -85,10 +87,9 @@ def parse_serve_args(serve_args: Sequence[str]) -> Namespace:
 
     Raises InputError with vLLM's own message.
     """
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    parser = RELEASE.argument_parser()(FlexibleArgumentParser(prog="vllm serve"))
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
@@ -236,14 +237,20 @@ def engine_core(config: Any) -> Any:
 
     if not config.model_config.is_hybrid:
         raise _no_gdn_layers(config)
-    if RELEASE.uses_second_runner(config):
+    if _has_second_runner(config) and not RELEASE.second_runner_is_known:
         raise UnsupportedError(
-            "vLLM would serve this with its second model runner, which prewarm cannot trace yet",
+            "vLLM would serve this with its second model runner, which prewarm cannot trace before"
+            " vLLM 0.32",
             "VLLM_USE_V2_MODEL_RUNNER=0, here and in serving",
         )
     try:
         return EngineCore(config, _executor_class(), log_stats=False)
     except (ValueError, NotImplementedError) as error:
+        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+    except AssertionError as error:
+        # With words it is a check of the arguments, such as heads that ranks cannot share.
+        if not str(error):
+            raise
         raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
 
 
@@ -273,7 +280,10 @@ def worker_of(core: Any) -> Any:
 
 def warm_up(worker: Any) -> None:
     """Run vLLM's own warm-up of GDN and block-table kernels, where this release has one."""
-    RELEASE.warm_up(worker)
+    if _has_second_runner(worker.vllm_config):
+        second_runner.warm_up(worker)
+    else:
+        RELEASE.warm_up(worker)
 
 
 def capture(worker: Any) -> None:
@@ -294,6 +304,18 @@ def request(core: Any, name: str, tokens: list[int], output: int) -> Any:
         pooling_params=None,
         block_hasher=core.request_block_hasher,
     )
+
+
+@contextlib.contextmanager
+def free_blocks(core: Any, most: int | None) -> Iterator[None]:
+    """Leave the scheduler at most so many free KV cache blocks, as if others held the rest."""
+    pool = core.scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    held = pool.get_new_blocks(0 if most is None else max(0, free - most))
+    try:
+        yield
+    finally:
+        pool.free_blocks(held)
 
 
 def prefill_backend(core: Any) -> str:
@@ -402,6 +424,8 @@ class Batch:
     sequences: int = 0
     in_layers: bool = False
     """Whether a GDN layer runs."""
+    prefix_hits: int = 0
+    """Requests so far that began with tokens of the prefix cache."""
 
 
 BATCH = Batch()
@@ -437,6 +461,26 @@ def _agree_with_peers() -> None:
         )
 
     dp_utils._run_ar = run_all_reduce
+
+
+def _fill_in_peers(rows: torch.Tensor, own: int) -> None:
+    """Answer the second runner's data-parallel agreement for the ranks that are not there.
+
+    Rows are tokens, CUDA graph mode and what else a rank reports; columns are ranks.
+    """
+    from vllm.config import CUDAGraphMode
+
+    mine = rows[:, own].clone()
+    rows[:] = mine[:, None]
+    if PEERS.tokens is not None:
+        rows[0] = PEERS.tokens
+    if PEERS.graph is not None:
+        rows[1] = CUDAGraphMode[PEERS.graph.upper()].value
+    rows[:, own] = mine
+
+
+def _has_second_runner(config: Any) -> bool:
+    return RELEASE.uses_second_runner(config)
 
 
 def __getattr__(name: str) -> Any:
@@ -485,7 +529,12 @@ def _worker_class() -> type[Any]:
 
         def init_device(self) -> None:
             _fake_process_group(self.parallel_config.world_size_across_dp)
-            _agree_with_peers()
+            if _has_second_runner(self.vllm_config):
+                second_runner.share_host_memory()
+                second_runner.answer_as_on_gpu()
+                second_runner.agree_with_peers(_fill_in_peers)
+            else:
+                _agree_with_peers()
             super().init_device()
 
         def load_model(self, **keywords: Any) -> None:
@@ -495,7 +544,10 @@ def _worker_class() -> type[Any]:
         @torch.inference_mode()
         def determine_available_memory(self) -> int:
             runner = self.model_runner
-            runner._dummy_run(runner.max_num_tokens, is_profile=True)
+            if _has_second_runner(self.vllm_config):
+                second_runner.profile(runner)
+            else:
+                runner._dummy_run(runner.max_num_tokens, is_profile=True)
             graphs = self.vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
             if graphs and not self.cache_config.kv_cache_memory_bytes:
                 runner.profile_cudagraph_memory()
@@ -504,6 +556,9 @@ def _worker_class() -> type[Any]:
         def execute_model(self, scheduler_output: Any) -> Any:
             BATCH.tokens = scheduler_output.total_num_scheduled_tokens
             BATCH.sequences = len(scheduler_output.num_scheduled_tokens)
+            BATCH.prefix_hits += sum(
+                new.num_computed_tokens > 0 for new in scheduler_output.scheduled_new_reqs
+            )
             return super().execute_model(scheduler_output)
 
         def compile_or_warm_up_model(self) -> Any:
@@ -659,6 +714,10 @@ def _replace_compute(runner: Any) -> None:
     runner.initialize_kv_cache = initialize_kv_cache
     model.forward = forward
     model.compute_logits = compute_logits
+    if _has_second_runner(runner.vllm_config):
+        turn = itertools.count()
+        second_runner.replace_sampling(runner, lambda: ACCEPTED.next(next(turn)))
+        return
     runner._sample = _sampler(runner)
     drafter = getattr(runner, "drafter", None)
     if drafter is not None:
@@ -691,15 +750,40 @@ def _drafter(runner: Any) -> Any:
     """Return a drafter that always proposes token 0."""
     like = {"dtype": torch.int32, "device": runner.device}
 
+    prepare = _next_tokens(runner)
+
     def propose(_: Any, sampled_token_ids: Any, *__: Any) -> torch.Tensor:
         requests = runner.input_batch.num_reqs
         if isinstance(sampled_token_ids, torch.Tensor):
-            counts = (sampled_token_ids[:requests] >= 0).sum(dim=1, dtype=torch.int32)
-            first = torch.zeros(requests, **like)
-            runner._copy_valid_sampled_token_count(first, counts)
+            given = {
+                "sampled_token_ids": sampled_token_ids,
+                "requests": runner.requests,
+                "gpu_input_batch": runner.input_batch,
+                "discard_request_mask": runner.discard_request_mask.gpu,
+            }
+            runner._copy_valid_sampled_token_count(*prepare(**given))
         return torch.zeros(requests, runner.num_spec_tokens, **like)
 
     return propose
+
+
+def _next_tokens(runner: Any) -> Any:
+    """Return how a drafter finds the tokens to go on from: its launches, and what they answer.
+
+    vLLM asks the drafter itself where a request is too near the end of the model for drafts.
+    """
+    real = runner.drafter.prepare_next_token_ids_padded
+    like = {"dtype": torch.int32, "device": runner.device}
+
+    def prepare(*args: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        given = inspect.signature(real).bind(*args, **keywords).arguments
+        real(*args, **keywords)
+        requests = runner.input_batch.num_reqs
+        counts = (given["sampled_token_ids"][:requests] >= 0).sum(dim=1, dtype=torch.int32)
+        return torch.zeros(requests, **like), counts
+
+    runner.drafter.prepare_next_token_ids_padded = prepare
+    return prepare
 
 
 def _has_graph_of_any_batch(compilation: Any) -> bool:

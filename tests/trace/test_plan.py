@@ -268,6 +268,8 @@ def test_what_vllm_refuses_is_refused_with_its_reason() -> None:
         plan((SMALL, "--no-such-flag"), target)
     with pytest.raises(InputError, match=r"vLLM refuses this deployment: .*divisible by"):
         plan((SMALL, "-tp", "3"), target)
+    with pytest.raises(InputError, match="refuses this deployment: 12 is not divisible by 8"):
+        plan((SMALL, "-tp", "8"), target)
 
 
 def test_a_model_without_gdn_layers_is_unsupported(tmp_path: Path) -> None:

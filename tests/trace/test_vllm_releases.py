@@ -11,7 +11,7 @@ import pytest
 from prewarm.core.errors import UnsupportedError
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import read_manifest
-from prewarm.trace.vllm_releases import RELEASES, release_of
+from prewarm.trace.vllm_releases import RELEASES, SEEN, not_found, release_of
 
 LARGE = "model-configs/Qwen3.5-397B-A17B-FP8"
 MTP = '{"method":"mtp","num_speculative_tokens":2}'
@@ -32,7 +32,8 @@ def test_releases_stand_in_their_order() -> None:
         ("0.18.1", (0, 18)),
         ("0.25.1", (0, 25)),
         ("0.25.1+cu129", (0, 25)),
-        ("0.26.0rc1.dev3", RELEASES[-1].since),
+        ("0.26.0rc1.dev3", (0, 25)),
+        ("0.32.0", (0, 32)),
         ("1.0", RELEASES[-1].since),
     ],
 )
@@ -46,6 +47,21 @@ def test_an_older_vllm_is_unsupported(version: str) -> None:
     """Exit 3, and the oldest that is known."""
     with pytest.raises(UnsupportedError, match=rf"vLLM {version} cannot be traced: .* from 0\.18"):
         release_of(version)
+
+
+def test_a_name_that_an_unknown_vllm_lacks_is_unsupported_and_named() -> None:
+    """Exit 3: the release was tried, and the name is what to look for."""
+    lacking = not_found("0.99.0", ImportError("cannot import name 'Gone' from 'vllm.there'"))
+
+    assert isinstance(lacking, UnsupportedError)
+    assert "vLLM 0.99.0" in str(lacking)
+    assert "'Gone' from 'vllm.there'" in str(lacking)
+
+
+@pytest.mark.parametrize("version", [*SEEN, "0.25.1+cu129"])
+def test_a_name_that_a_seen_vllm_lacks_is_our_own_mistake(version: str) -> None:
+    """It is reported as a bug, not as a release that is not supported."""
+    assert not_found(version, AttributeError("gone")) is None
 
 
 Plan = Callable[..., Manifest]
