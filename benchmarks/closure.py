@@ -1,6 +1,6 @@
 """Check manifests of deployments with random request streams, and write docs/closure.md's table.
 
-    python benchmarks/closure.py --models ../shared/model-configs --results DIR [--only NAME …]
+    python benchmarks/closure.py --models model-configs --results DIR [--only NAME …]
 
 Plans and results stay in DIR, and what is there is not done again: `--only` runs a part, without
 a run the table is printed of what there is.

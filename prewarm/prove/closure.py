@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prewarm.core.asked import Asked, asked_of, differences, in_words, nearest
+from prewarm.core.asked import Asked, asked_of
 from prewarm.core.manifest import BEFORE_SERVING, Kernel, Launch, Manifest, launches_of
 from prewarm.core.record import Record
 from prewarm.core.selection import tuning_id
+from prewarm.prove.proof import how_it_differs
 from prewarm.serve.unbound import settle
 from prewarm.trace.check import Served
 
-_NO_KERNEL = "the manifest does not know this kernel"
 _NO_KEY = "the manifest has no such tuning key"
 
 
@@ -151,7 +151,12 @@ def _escapes_of(manifest: Manifest, engine: Served) -> Iterator[tuple[str, str, 
             unknown = kernel.name in mates and tuning_id(kernel.name, one.tuning_key) not in keys
             for launch in launches_of(kernel, one):
                 if launch.digest not in held:
-                    yield kernel.name, _words(launch, mates), launch.digest, first
+                    yield (
+                        kernel.name,
+                        how_it_differs(launch, mates.get(kernel.name, ())),
+                        launch.digest,
+                        first,
+                    )
                 elif unknown:
                     yield kernel.name, f"{_NO_KEY}: {one.tuning_key}", launch.digest, first
 
@@ -163,15 +168,6 @@ def _mates(manifest: Manifest, gpu_blocks: int) -> dict[str, list[tuple[Launch, 
         settled = settle((launch,), manifest.unbound, gpu_blocks).launches or (launch,)
         mates.setdefault(launch.kernel, []).extend((each, asked_of(each)) for each in settled)
     return mates
-
-
-def _words(launch: Launch, mates: dict[str, list[tuple[Launch, Asked]]]) -> str:
-    here = asked_of(launch)
-    mate = nearest(here, mates.get(launch.kernel, ()))
-    if mate is None:
-        return _NO_KERNEL
-    rows = differences(mate[1], here)
-    return "; ".join(in_words(each, "in the manifest") for each in rows) or "its source differs"
 
 
 def _moment(via: str) -> tuple[bool, int]:

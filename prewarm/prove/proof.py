@@ -189,7 +189,7 @@ def escapes_of(
             case Looked(launch=launch, phase=phase) if launch.digest not in digests:
                 if launch.kernel in kernels:
                     mates = [pair for pair in asked if pair[0].kernel == launch.kernel]
-                    found[launch.kernel, phase, _words(launch, mates)] += 1
+                    found[launch.kernel, phase, how_it_differs(launch, mates)] += 1
                 elif not whole and launch.kernel.startswith("vllm."):
                     found[launch.kernel, phase, "the manifest does not know this kernel"] += 1
             case Tuned(kernel=kernel, key=key, phase=phase) if kernel in kernels:
@@ -214,7 +214,8 @@ def _known(
     return (*launches, *(launch for some in settled for launch in some))
 
 
-def _words(launch: Launch, mates: Sequence[tuple[Launch, Asked]]) -> str:
+def how_it_differs(launch: Launch, mates: Sequence[tuple[Launch, Asked]]) -> str:
+    """Return how `launch` differs from the nearest of `mates`, launches of its kernel, in words."""
     here = asked_of(launch)
     mate = nearest(here, mates)
     if mate is None:
