@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import itertools
@@ -752,16 +753,20 @@ def _drafter(runner: Any) -> Any:
 
     prepare = _next_tokens(runner)
 
-    def propose(_: Any, sampled_token_ids: Any, *__: Any) -> torch.Tensor:
+    def propose(*step: Any) -> torch.Tensor:
+        sampled_token_ids, common_attn_metadata = step[1], step[7]
         requests = runner.input_batch.num_reqs
         if isinstance(sampled_token_ids, torch.Tensor):
             given = {
+                "common_attn_metadata": common_attn_metadata,
                 "sampled_token_ids": sampled_token_ids,
                 "requests": runner.requests,
                 "gpu_input_batch": runner.input_batch,
                 "discard_request_mask": runner.discard_request_mask.gpu,
             }
-            runner._copy_valid_sampled_token_count(*prepare(**given))
+            wanted = inspect.signature(prepare).parameters  # 0.18 wants the metadata too
+            known = {name: value for name, value in given.items() if name in wanted}
+            runner._copy_valid_sampled_token_count(*prepare(**known))
         return torch.zeros(requests, runner.num_spec_tokens, **like)
 
     return propose
@@ -775,6 +780,7 @@ def _next_tokens(runner: Any) -> Any:
     real = runner.drafter.prepare_next_token_ids_padded
     like = {"dtype": torch.int32, "device": runner.device}
 
+    @functools.wraps(real)
     def prepare(*args: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
         given = inspect.signature(real).bind(*args, **keywords).arguments
         real(*args, **keywords)
