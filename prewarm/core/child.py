@@ -1,7 +1,7 @@
 """A process of its own for a patched world: started, listened to, and never left behind.
 
-It is asked on its standard input and answers with one JSON document a line through a pipe, so
-that whatever else it prints is nobody's answer.
+It is asked on its standard input, once or a line at a time, and answers with one JSON document a
+line through a pipe, so that whatever else it prints is nobody's answer.
 """
 
 from __future__ import annotations
@@ -53,6 +53,16 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def ask(self, request: bytes) -> None:
+        """Send it one more line, where it was started without a request.
+
+        A process that is gone hears nothing; its answers then end.
+        """
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(request + b"\n")
+            self.process.stdin.flush()
+
     def wait(self) -> int:
         """Return its exit status; minus the signal that ended it."""
         return self.process.wait()
@@ -63,8 +73,10 @@ class Child:
 
 
 @contextlib.contextmanager
-def child(module: str, request: bytes) -> Iterator[Child]:
+def child(module: str, request: bytes | None) -> Iterator[Child]:
     """Yield a process that runs `module` with `request` on its standard input.
+
+    Without one the process is asked later, as often as one likes: `Child.ask`.
 
     The process, its own children and its temporary files are gone when the block is left,
     however it is left. `module` calls `answers_to_parent` first.
@@ -77,11 +89,11 @@ def child(module: str, request: bytes) -> Iterator[Child]:
         tempfile.TemporaryDirectory(prefix="prewarm-") as scratch,
     ):
         asked, log = Path(scratch, "request.json"), Path(scratch, "output.log")
-        asked.write_bytes(request)
+        asked.write_bytes(request or b"")
         with asked.open("rb") as stdin, log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(os.getpid()), str(write)],
-                stdin=stdin,
+                stdin=subprocess.PIPE if request is None else stdin,
                 stdout=output,
                 stderr=output,
                 env={
@@ -100,6 +112,8 @@ def child(module: str, request: bytes) -> Iterator[Child]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def answers_to_parent() -> IO[bytes]:

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from prewarm.core.target import Target
 
-_LAZY_BYTES = 64 << 20
+_LAZY_BYTES = 1 << 20
 """Zero-filled tensors from this size on are mapped and never touched."""
+_LAZY_KEYWORDS = {"size", "dtype", "device"}
 _MAP_NORESERVE = 0x4000
 _PLENTY_OF_DEVICES = 64
 """Visible devices: more than any node has, so that no local rank is out of range."""
@@ -232,33 +233,57 @@ class OnCpu(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.Tensor.pin_memory, torch.Tensor.cuda):
+        if func in _STAYS:
             return args[0]
-        if func is torch.Tensor.record_stream:
-            return None
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+        if func is _TO and len(args) > 1 and _is_cuda(args[1]):
             args = (args[0], "cpu", *args[2:])
-        if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = "cpu"
-        kwargs.pop("pin_memory", None)
-        if func in (torch.zeros, torch.empty) and kwargs.get("device") != "meta":
-            lazy = _lazily(args, kwargs)
+        if kwargs:
+            kwargs = dict(kwargs)
+            kwargs.pop("pin_memory", None)
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = "cpu"
+        if func in _MAKES:
+            lazy = _lazily(func, args, kwargs or {})
             if lazy is not None:
                 return lazy
-        return func(*args, **kwargs)
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
-def _lazily(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    if "out" in kwargs or torch.get_default_device().type == "meta":
+# Looked up once: this is called for whatever is done to a tensor.
+_STAYS = {torch.Tensor.pin_memory, torch.Tensor.cuda}
+_TO = torch.Tensor.to
+_MAKES = {torch.zeros, torch.empty, torch.zeros_like}
+
+
+def _lazily(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Return what `func` makes, where that is large and plain, as memory that nobody touched."""
+    if any(kwargs[name] for name in kwargs.keys() - _LAZY_KEYWORDS):
         return None
-    shape = _shape_of(args, kwargs)
-    dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    if dtype is bool:
-        dtype = torch.bool
-    if shape is None or torch.Size(shape).numel() * dtype.itemsize < _LAZY_BYTES:
+    device, dtype = kwargs.get("device"), kwargs.get("dtype")
+    if func is torch.zeros_like:
+        like = args[0]
+        shape, dtype, device = tuple(like.shape), dtype or like.dtype, device or like.device
+        if not like.is_contiguous():
+            return None
+    else:
+        found = _shape_of(args, kwargs)
+        if found is None:
+            return None
+        shape = found
+        device = device or torch.get_default_device()
+    dtype = torch.bool if dtype is bool else dtype or torch.get_default_dtype()
+    if torch.device(device).type == "meta":
+        return None
+    if torch.Size(shape).numel() * dtype.itemsize < _LAZY_BYTES:
         return None
     return untouched(shape, dtype)
+
+
+def _not_compiled(model: Callable[..., Any] | None = None, **_: object) -> Any:
+    """Stand for `torch.compile`, which runs what it is given: dynamo is off."""
+    return (lambda function: function) if model is None else model
 
 
 def install(target: Target) -> None:
@@ -277,4 +302,10 @@ def install(target: Target) -> None:
     setattr(torch, "Stream", Stream)  # noqa: B010
     setattr(torch, "Generator", Generator)  # noqa: B010
     torch._dynamo.config.disable = True
+    setattr(torch, "compile", _not_compiled)  # noqa: B010
+    # It reads the stream before any mode is asked.
+    setattr(torch.Tensor, "record_stream", _constantly(None))  # noqa: B010
+    # Little is computed, so threads that wait for work would cost more than they do; and a
+    # process that has them cannot be forked.
+    torch.set_num_threads(1)
     OnCpu().__enter__()

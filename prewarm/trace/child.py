@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import IO
 
@@ -27,31 +28,37 @@ Asked = Request | CaptureRequest | StreamsRequest
 
 def main() -> int:
     """Answer the request on standard input through the pipe named on the command line."""
-    # Where prewarm is installed, vLLM would load its plugin: here nothing is served.
-    os.environ["PREWARM"] = "0"
-    watch = Watch()
+    watch = leave_out_plugin()
     with answers_to_parent() as pipe:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
-        try:
-            answer = _answer(request, watch, pipe)
-        except PrewarmError as error:
-            answer = Refusal.of(error)
-        except (ImportError, AttributeError) as error:
-            answer = _refusal_of_release(error)
-        _send(pipe, answer)
+        send(pipe, or_refusal(lambda: _answer(request, watch, pipe)))
     sys.stdout.flush()
     os._exit(0)  # vLLM's threads and queues have nothing left to say
 
 
+def leave_out_plugin() -> Watch:
+    """Watch the environment from here on, without our own plugin of vLLM: nothing is served."""
+    os.environ["PREWARM"] = "0"
+    return Watch()
+
+
+def or_refusal(answer: Callable[[], Record]) -> Record:
+    """Return what `answer` returns, or the refusal that carries why there is none."""
+    try:
+        return answer()
+    except PrewarmError as error:
+        return Refusal.of(error)
+    except (ImportError, AttributeError) as error:
+        return _refusal_of_release(error)
+
+
 def _answer(request: Asked, watch: Watch, pipe: IO[bytes]) -> Record:
     def progress(text: str) -> None:
-        _send(pipe, Progress(text=text))
+        send(pipe, Progress(text=text))
 
     if isinstance(request, Request):
-        _become(request.target)
-        from prewarm.trace.trace import trace
-
-        return trace(request, watch, progress)
+        become_planner(request.target)
+        return planned(request, watch, pipe)
     plan_environment(request.manifest.toolchain)
     _become(target_named(request.manifest.deployment.target))
     if isinstance(request, StreamsRequest):
@@ -61,6 +68,23 @@ def _answer(request: Asked, watch: Watch, pipe: IO[bytes]) -> Record:
     from prewarm.trace.steps import capture_steps
 
     return Captured(capture=capture_steps(request, progress))
+
+
+def become_planner(target: Target) -> None:
+    """Become `target`, with all of vLLM that every deployment needs; there is no way back."""
+    _become(target)
+    from prewarm.device.triton_seam import triton_key_digest
+    from prewarm.trace import vllm_seam
+
+    vllm_seam.import_engine()
+    triton_key_digest()  # Triton keeps it for the process
+
+
+def planned(request: Request, watch: Watch, pipe: IO[bytes]) -> Record:
+    """Return the answer to `request`, traced in this process, which is the target already."""
+    from prewarm.trace.trace import trace
+
+    return trace(request, watch, lambda text: send(pipe, Progress(text=text)))
 
 
 def _refusal_of_release(error: ImportError | AttributeError) -> Refusal:
@@ -82,7 +106,8 @@ def _become(target: Target) -> None:
     become(target)
 
 
-def _send(pipe: IO[bytes], message: Record) -> None:
+def send(pipe: IO[bytes], message: Record) -> None:
+    """Write `message` for the parent."""
     pipe.write(msgspec.json.encode(message) + b"\n")
 
 

@@ -11,10 +11,11 @@ import torch
 
 from prewarm.core.manifest import GRAPH_CAPTURE, START_UP
 from prewarm.trace import vllm_seam
+from prewarm.trace.unread import unread_values
 from prewarm.trace.workloads import Arrival, Limits, Workload
 
 MOST_STEPS = 400
-"""Scheduler steps after which a workload is cut off: its last requests are aborted."""
+"""Scheduler steps, besides what its prompts fill, after which a workload is aborted."""
 
 
 class Listener(Protocol):
@@ -70,10 +71,11 @@ class Driven:
         vllm_seam.ACCEPTED.pattern = workload.accepted
         waiting = sorted(workload.arrivals, key=lambda arrival: arrival.step)
         known: list[str] = []
+        filled = sum(arrival.prompt for arrival in waiting) // self.limits.tokens
         with self._recorder.recording():
             if not waiting:
                 vllm_seam.worker_of(self.core).execute_dummy_batch()
-            for step in range(MOST_STEPS):
+            for step in range(filled + MOST_STEPS):
                 while waiting and waiting[0].step <= step:
                     known.append(self._add(waiting.pop(0)))
                 if self.core.scheduler.has_unfinished_requests():
@@ -126,12 +128,16 @@ class Engine(Driven):
         model_directory: str,
         recorder: Listener,
         gpu_blocks: int | None = None,
+        stage: int = 0,
     ) -> None:
         """Start the engine; `gpu_blocks` overrides the number that vLLM would find.
+
+        With pipeline parallelism it has the layers of `stage`.
 
         Raises InputError with vLLM's own reason, UnsupportedError without GDN layers.
         """
         config = vllm_seam.engine_config(args, model_directory, gpu_blocks)
+        vllm_seam.STAGE.number = stage
         with recorder.recording(), torch.inference_mode():
             recorder.via = START_UP
             super().__init__(vllm_seam.engine_core(config), recorder)
@@ -139,3 +145,8 @@ class Engine(Driven):
             vllm_seam.warm_up(worker)
             recorder.via = GRAPH_CAPTURE
             vllm_seam.capture(worker)
+
+    def drive(self, workload: Workload) -> None:
+        """Run `workload` as any `Driven` does, without the values that nobody reads."""
+        with unread_values(lambda: vllm_seam.BATCH.in_layers):
+            super().drive(workload)

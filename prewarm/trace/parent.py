@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from prewarm.core.child import Refusal, child
+from prewarm.core.child import Child, Refusal, child
 from prewarm.core.errors import HostError, UnsupportedError
 from prewarm.core.record import Record
 
@@ -20,6 +20,13 @@ class Progress(Record, kw_only=True, tag=True):
     """Something was tried."""
 
     text: str
+
+
+class Ended(Record, kw_only=True, tag=True):
+    """A process that was to answer ended without."""
+
+    code: int
+    """Its exit status; minus the signal that ended it."""
 
 
 Answer = TypeVar("Answer", bound=Record)
@@ -39,15 +46,26 @@ def ask(
     when it was killed, RuntimeError with what it said as a note when it died otherwise.
     """
     with child(module, msgspec.json.encode(request)) as process:
-        for line in process.answers:
-            message: Record = msgspec.json.decode(line, type=Progress | Refusal | kind)
-            if isinstance(message, kind):
-                return message
-            if isinstance(message, Refusal):
-                raise message.error()
-            if isinstance(message, Progress):
+        return hear(process, kind, progress, doing)
+
+
+def hear(
+    process: Child, kind: type[Answer], progress: Callable[[str], object], doing: str = "tracing"
+) -> Answer:
+    """Return the next answer of `process`, a record of `kind`; raises what `ask` raises."""
+    for line in process.answers:
+        message: Record = msgspec.json.decode(line, type=Progress | Refusal | Ended | kind)
+        match message:
+            case Progress():
                 progress(message.text)
-        raise _died(process.wait(), process.last_words(), doing)
+            case Refusal():
+                raise message.error()
+            case Ended():
+                raise _died(message.code, process.last_words(), doing)
+            case _:
+                assert isinstance(message, kind)
+                return message
+    raise _died(process.wait(), process.last_words(), doing)
 
 
 _RAISED = re.compile(r"(?:\[rank0\]: )?([A-Za-z_.]+(?:Error|Exception)): (.*)")

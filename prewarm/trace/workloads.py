@@ -183,6 +183,26 @@ def _speculative(limits: Limits) -> Iterator[Workload]:
                 arrivals=(*_each(decodes, 2, 6 * (most + 1)), Arrival(step=4, prompt=prompt)),
                 accepted=(most, 0),
             )
+    yield from _ends_of_the_model(limits)
+
+
+def _ends_of_the_model(limits: Limits) -> Iterator[Workload]:
+    """Yield a request that fills the model's length, where drafts become fewer step by step.
+
+    All requests of a step have room for as many drafts as the one with most, so those beside it
+    are new in each step and end in it.
+    """
+    most = limits.draft_tokens
+    output = min(most + 3, limits.model_length - 1)
+    last = Arrival(prompt=limits.model_length - output, output=output)
+    decodes = -(-last.prompt // limits.tokens)
+    for count in _inside((1, 2, 16), min(limits.sequences, limits.tokens - most)):
+        beside = (
+            Arrival(step=decodes + step, prompt=2, output=1)
+            for step in range(output)
+            for _ in range(count - 1)
+        )
+        yield Workload(kind="end of the model's length", arrivals=(last, *beside), accepted=(0,))
 
 
 def random_workloads(limits: Limits, seed: int) -> Iterator[Workload]:

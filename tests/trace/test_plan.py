@@ -215,6 +215,28 @@ def test_speculation_reaches_decode_with_accepted_tokens(planned: Planned) -> No
     assert {"speculative decode", "speculative mixed"} <= vias
 
 
+def test_drafts_become_fewer_at_the_end_of_the_model(planned: Planned) -> None:
+    """A step is as wide as its longest draft, which the model's length cuts token by token."""
+    manifest = read_manifest(planned("b200", LARGE, *TRITON, *MTP))
+    kernel = "eagle_prepare_next_token_padded_kernel"
+    widths = _arguments(manifest, kernel, "BLOCK_SIZE_TOKENS")
+    requests = _arguments(manifest, kernel, "num_reqs")
+    classes = {(one.equal_to_1, one.divisible_by_16) for one in requests}
+
+    assert sorted(str(width.value) for width in widths) == [
+        "1",
+        "1",
+        "1",
+        "2",
+        "2",
+        "2",
+        "4",
+        "4",
+        "4",
+    ]
+    assert classes == {(True, False), (False, True), (False, False)}
+
+
 def test_prefix_caching_copies_states_with_a_kernel_of_its_own(planned: Planned) -> None:
     """States are kept aligned to blocks, and copied where a prefix ends."""
     manifest = read_manifest(planned("b200", SMALL, *TRITON, "--enable-prefix-caching"))

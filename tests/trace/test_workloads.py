@@ -71,6 +71,7 @@ def test_the_edges_are_there() -> None:
         "prefix",
         "speculative decode",
         "speculative mixed",
+        "end of the model's length",
         "idle rank",
     }
     assert {w.peers_graph for w in workloads} == {None, "none", "piecewise"}
