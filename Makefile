@@ -5,7 +5,8 @@
 # make gpu       the tests that need an NVIDIA GPU
 # make soak      the tests that run for minutes
 # make audit-0.18.1   what the warm-up of that vLLM misses; makes an environment of its own first
-# make matrix    plans with each vLLM of constraints/; makes one environment at a time and removes it
+# make manifests the manifests of manifests/popular, planned again
+# make matrix    plans and checks with each vLLM; makes one environment at a time and removes it
 # make bench     times of the verbs on this machine
 # make clean     what building and testing left in this checkout
 
@@ -26,9 +27,9 @@ EXAMPLE_OUT := out/qwen3.5-397b-b200
 
 AUDIT_ARGS := model-configs/Qwen3.5-397B-A17B-FP8 -dp 8 --enable-expert-parallel
 
-MATRIX_RELEASES ?= 0.18.1 0.32.0
+MATRIX_RELEASES ?= 0.18.1 0.19.1 0.20.2 0.22.1 0.25.1 0.28.0 0.31.0 0.32.0
 
-.PHONY: help env packages example test lint gpu soak audit-0.18.1 matrix bench clean
+.PHONY: help env packages example test lint gpu soak audit-0.18.1 manifests matrix bench clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -63,6 +64,9 @@ audit-0.18.1: audit-%: constraints/vllm-%.txt packages
 	@python=$$(PYTHON='$(PYTHON)' scripts/env.sh path $<)/bin/python; \
 	PYTHONPATH='$(CURDIR)' "$$python" -m prewarm audit --target b200 -- $(AUDIT_ARGS) \
 	    || [ $$? -eq 1 ]  # 1: something leaks
+
+manifests: packages env
+	@$(RUN) -m prewarm plan --matrix manifests/popular.yaml --closure 20 -o manifests/popular
 
 matrix: packages env
 	@PYTHON='$(PYTHON)' scripts/matrix.sh $(MATRIX_RELEASES)

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Plans a few deployments with releases of vLLM, each in an environment of its own.
+# Plans and checks deployments with releases of vLLM, each in an environment of its own.
 #
 #   scripts/matrix.sh 0.18.1 0.32.0
 #
 # An environment takes 10 GB: one that was not there before is removed again after use. Manifests
-# go to out/matrix. Ends with 1 if a plan failed, after all of them were tried.
+# and results go to out/matrix, the table of all of them to out/matrix/table.md. What is there
+# already is not done again. Ends with 1 if something failed, after everything was tried.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-target=${TARGET:-b200}
+out=out/matrix
 environment=
 failed=0
 
@@ -18,25 +19,24 @@ remove() {
 }
 trap remove EXIT
 
-plan() { # plan PYTHON NAME SERVE_ARG...
-    local python=$1 name=$2
-    shift 2
-    PYTHONPATH=$PWD "$python" -m prewarm plan --target "$target" -o "out/matrix/$name.yaml" -- "$@" ||
-        { echo "failed: $name" >&2; failed=1; }
+run() { # run PYTHON ARGUMENT...
+    PYTHONPATH=$PWD "$1" benchmarks/releases.py "${@:2}" --results "$out"
 }
 
-mkdir -p out/matrix
+mkdir -p "$out"
 for release in "$@"; do
     pins=constraints/vllm-$release.txt
-    path=$(scripts/env.sh path "$pins")
-    [ -d "$path" ] || environment=$path
-    scripts/env.sh make "$pins"
-    python=$path/bin/python
-    for model in Qwen3.5-0.8B Qwen3.5-9B; do
-        plan "$python" "$release-$model" "model-configs/$model" --gdn-prefill-backend triton
-    done
-    plan "$python" "$release-Qwen3.5-397B-A17B-FP8" model-configs/Qwen3.5-397B-A17B-FP8 \
-        -dp 8 --enable-expert-parallel --gdn-prefill-backend triton
-    remove
+    [ "$release" != 0.25.1 ] || pins=constraints.txt
+    if path=$(scripts/env.sh path "$pins"); then
+        [ -d "$path" ] || environment=$path
+        { scripts/env.sh make "$pins" && run "$path/bin/python" run --target "${TARGET:-b200}"; } ||
+            { echo "failed: $release" >&2; failed=1; }
+        remove
+    else
+        echo "failed: $release" >&2
+        failed=1
+    fi
 done
+run "$(scripts/env.sh path)/bin/python" table >"$out/table.md"
+cat "$out/table.md"
 exit "$failed"

@@ -38,6 +38,7 @@ def trace(request: Request, watch: Watch, progress: Callable[[str], object]) -> 
     boundary = list(boundary_workloads(engine.limits))
     needed = _drive(engine, recorder, boundary, progress)
     tried = _close(engine, recorder, request, needed, progress)
+    _further_stages(engine, args, source, recorder, needed)
     blocks = [engine.gpu_blocks]
     kernels = kernels_of(recorder.found.values())
     unbound: tuple[Unbound, ...] = ()
@@ -118,7 +119,22 @@ def _again(
     engine = Engine(args, source.directory, recorder, gpu_blocks)
     for workload in needed:
         engine.drive(workload)
+    _further_stages(engine, args, source, recorder, needed)
     return kernels_of(recorder.found.values())
+
+
+def _further_stages(
+    first: Engine,
+    args: Namespace,
+    source: ModelSource,
+    recorder: Recorder,
+    needed: Iterable[Workload],
+) -> None:
+    """Drive `needed` in the pipeline's stages that have other layers than the `first`."""
+    for stage in vllm_seam.further_stages(first.config):
+        engine = Engine(args, source.directory, recorder, first.gpu_blocks, stage)
+        for workload in needed:
+            engine.drive(workload)
 
 
 def _portable(serve_args: tuple[str, ...], model: str, source: ModelSource) -> tuple[str, ...]:

@@ -79,11 +79,48 @@ _0_18 = Release(
 )
 
 
-# --- 0.25 ---------------------------------------------------------------------------------
+# --- 0.19 ---------------------------------------------------------------------------------
+
+
+def _states(layer: Any) -> Sequence[torch.Tensor]:
+    return layer.kv_cache
+
+
+_0_19 = dataclasses.replace(_0_18, since=(0, 19), states=_states)
+
+
+# --- 0.20 ---------------------------------------------------------------------------------
+
+
+def _no_compilation_times() -> Any:
+    from vllm.v1.worker.worker_base import CompilationTimes
+
+    return CompilationTimes(language_model=0.0, encoder=0.0)
+
+
+_0_20 = dataclasses.replace(_0_19, since=(0, 20), start_up_answer=_no_compilation_times)
+
+
+# --- 0.22 ---------------------------------------------------------------------------------
 
 
 def _second_runner_by_config(config: Any) -> bool:
     return bool(config.use_v2_model_runner)
+
+
+def _backend_of_layer(layer: Any) -> str:
+    return str(getattr(layer, "gdn_prefill_backend", "triton"))
+
+
+_0_22 = dataclasses.replace(
+    _0_20,
+    since=(0, 22),
+    uses_second_runner=_second_runner_by_config,
+    prefill_backend=_backend_of_layer,
+)
+
+
+# --- 0.25 ---------------------------------------------------------------------------------
 
 
 def _warm_up_block_tables_and_qwen(worker: Any) -> None:
@@ -95,32 +132,28 @@ def _warm_up_block_tables_and_qwen(worker: Any) -> None:
     qwen_triton_warmup(runner, worker.vllm_config.model_config)
 
 
-def _no_compilation_times() -> Any:
-    from vllm.v1.worker.worker_base import CompilationTimes
-
-    return CompilationTimes(language_model=0.0, encoder=0.0)
+_0_25 = dataclasses.replace(_0_22, since=(0, 25), warm_up=_warm_up_block_tables_and_qwen)
 
 
-def _states(layer: Any) -> Sequence[torch.Tensor]:
-    return layer.kv_cache
+# --- 0.28 ---------------------------------------------------------------------------------
 
 
-def _backend_of_layer(layer: Any) -> str:
-    return str(getattr(layer, "gdn_prefill_backend", "triton"))
+def _warm_up_blocks_and_qwen(worker: Any) -> None:
+    from vllm.model_executor.warmup.qwen_triton_warmup import qwen_triton_warmup
+    from vllm.model_executor.warmup.v1_block_table_warmup import warm_v1_block_table_kernels
+
+    runner = worker.model_runner
+    warm_v1_block_table_kernels(runner)
+    zeroer = getattr(runner, "_kv_block_zeroer", None)
+    if zeroer is not None:
+        zeroer.warmup(runner.kv_cache_config.num_blocks)
+    qwen_triton_warmup(runner, worker.vllm_config.model_config)
 
 
-_0_25 = dataclasses.replace(
-    _0_18,
-    since=(0, 25),
-    uses_second_runner=_second_runner_by_config,
-    warm_up=_warm_up_block_tables_and_qwen,
-    start_up_answer=_no_compilation_times,
-    states=_states,
-    prefill_backend=_backend_of_layer,
-)
+_0_28 = dataclasses.replace(_0_25, since=(0, 28), warm_up=_warm_up_blocks_and_qwen)
 
 
-# --- 0.32 ---------------------------------------------------------------------------------
+# --- 0.31 ---------------------------------------------------------------------------------
 
 
 def _parser_of_launchers() -> Callable[[Any], Any]:
@@ -129,9 +162,9 @@ def _parser_of_launchers() -> Callable[[Any], Any]:
     return make_arg_parser  # type: ignore[no-any-return]
 
 
-_0_32 = dataclasses.replace(
-    _0_25,
-    since=(0, 32),
+_0_31 = dataclasses.replace(
+    _0_28,
+    since=(0, 31),
     argument_parser=_parser_of_launchers,
     second_runner_is_known=True,
 )
@@ -139,10 +172,10 @@ _0_32 = dataclasses.replace(
 
 # --- all ----------------------------------------------------------------------------------
 
-RELEASES = (_0_18, _0_25, _0_32)
+RELEASES = (_0_18, _0_19, _0_20, _0_22, _0_25, _0_28, _0_31)
 """Oldest first."""
 
-SEEN = ("0.18.1", "0.25.1", "0.32.0")
+SEEN = ("0.18.1", "0.19.1", "0.20.2", "0.22.1", "0.25.1", "0.28.0", "0.31.0", "0.32.0")
 """Versions that were traced; any other is tried."""
 
 

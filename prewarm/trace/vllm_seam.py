@@ -1,4 +1,4 @@
-"""Every private name of vLLM that prewarm uses, for vLLM 0.18, 0.25 and 0.32.
+"""Every private name of vLLM that prewarm uses, for vLLM 0.18 to 0.32.
 
 What differs between releases stands in `vllm_releases`, what the second model runner needs in
 `vllm_second_runner`.
@@ -11,17 +11,17 @@ there), the process group, the weights, what linear layers compute, and the samp
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import io
 import itertools
 import os
-import sys
 import tempfile
-import types
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -31,11 +31,14 @@ from torch.overrides import TorchFunctionMode
 from vllm.platforms.cuda import NonNvmlCudaPlatform
 from vllm.platforms.interface import DeviceCapability
 
-from prewarm.core.errors import InputError, UnsupportedError
+from prewarm.core.errors import HostError, InputError, UnsupportedError
 from prewarm.core.target import Target
 from prewarm.device import triton_seam
+from prewarm.trace import prefill_calls
 from prewarm.trace import vllm_second_runner as second_runner
 from prewarm.trace.agreement import Budget
+from prewarm.trace.refused import words_of, words_of_parser
+from prewarm.trace.unread import UnreadTables
 from prewarm.trace.vllm_releases import release_of
 
 RELEASE = release_of(metadata.version("vllm"))
@@ -81,6 +84,28 @@ def install_platform(target: Target) -> None:
 
     vllm.platforms._current_platform = VirtualPlatform()
     _LIBRARY.impl("weak_ref_tensor", lambda tensor: tensor, "CPU")
+    _LIBRARY.impl("fused_gdn_decode_post_conv_mtp", lambda *_: None, "CPU")
+
+
+_OF_EVERY_DEPLOYMENT = (
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.gpu_worker",
+    "vllm.v1.worker.gpu_model_runner",
+)
+"""Modules that start-up imports whatever is served; no module that only some deployments import,
+because importing one may choose another ptxas."""
+
+
+def import_engine() -> None:
+    """Import what vLLM imports for any deployment, after `install_platform`."""
+    from vllm.model_executor.models import registry
+
+    RELEASE.argument_parser()
+    for name in _OF_EVERY_DEPLOYMENT:
+        importlib.import_module(name)
+    if hasattr(registry, "_run_in_subprocess"):
+        # vLLM looks at a model in another process to keep CUDA out of this one, where none is.
+        registry._run_in_subprocess = lambda look: look()
 
 
 def parse_serve_args(serve_args: Sequence[str]) -> Namespace:
@@ -96,16 +121,11 @@ def parse_serve_args(serve_args: Sequence[str]) -> Namespace:
         with contextlib.redirect_stderr(heard):
             args = parser.parse_args(list(serve_args))
     except SystemExit as error:
-        said = heard.getvalue().strip().splitlines() or ["the arguments were refused"]
-        raise InputError(said[-1].strip(), "vllm serve --help") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"vllm serve: {_one_line(error)}", "vllm serve --help") from error
+        raise InputError(words_of_parser(heard.getvalue()), "vllm serve --help") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"vllm serve: {words_of(error)}", "vllm serve --help") from error
     args.model = getattr(args, "model_tag", None) or args.model
     return args
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def engine_config(
@@ -123,7 +143,9 @@ def engine_config(
     if gpu_blocks is not None:
         engine_args.num_gpu_blocks_override = gpu_blocks
     _register_loader()
-    return _served(engine_args)
+    config = _served(engine_args)
+    config.parallel_config.all2all_backend = "allgather_reducescatter"  # the one without a library
+    return config
 
 
 def dummy_engine_config(args: Namespace, model_directory: str) -> Any:
@@ -136,22 +158,37 @@ def dummy_engine_config(args: Namespace, model_directory: str) -> Any:
 def _engine_args(args: Namespace, model_directory: str) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args = _accepted(lambda: AsyncEngineArgs.from_cli_args(args))
     engine_args.model = model_directory
     engine_args.revision = None
     engine_args.tokenizer = None
     engine_args.skip_tokenizer_init = True
     engine_args.language_model_only = True
+    engine_args.enable_sleep_mode = False  # its allocator asks the driver for memory
+    _leave_out_reasoning(engine_args)
     return engine_args
+
+
+def _leave_out_reasoning(engine_args: Any) -> None:
+    """Forget how answers are parsed: it asks for the tokenizer and launches nothing."""
+    engine_args.reasoning_parser = engine_args.structured_outputs_config.reasoning_parser = ""
+    if hasattr(engine_args, "reasoning_config"):
+        engine_args.reasoning_config = None
 
 
 def _served(engine_args: Any) -> Any:
     from vllm.usage.usage_lib import UsageContext
 
+    server = UsageContext.OPENAI_API_SERVER
+    return _accepted(lambda: engine_args.create_engine_config(usage_context=server))
+
+
+def _accepted(make: Callable[[], Any]) -> Any:
+    """Return what `make` makes of arguments; raises InputError where vLLM refuses them."""
     try:
-        return engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    except (ValueError, NotImplementedError, AssertionError, TypeError) as error:
-        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+        return make()
+    except (ValueError, NotImplementedError, AssertionError, TypeError, KeyError) as error:
+        raise InputError(f"vLLM refuses this deployment: {words_of(error)}") from error
 
 
 def budget(config: Any) -> Budget:
@@ -179,7 +216,7 @@ def _register_loader() -> None:
         def load_weights(self, model: Any, model_config: Any) -> None: ...
 
         def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
-            with set_default_torch_dtype(model_config.dtype):
+            with set_default_torch_dtype(model_config.dtype), UnreadTables():
                 model = initialize_model(
                     vllm_config=vllm_config, model_config=model_config, prefix=prefix
                 )
@@ -203,7 +240,10 @@ def _executor_class() -> type[Any]:
 
 
 def _fake_process_group(world_size: int) -> None:
-    """Join rank 0 of `world_size` ranks that are not there."""
+    """Join rank 0 of `world_size` ranks that are not there.
+
+    With pipeline parallelism it takes requests as the first stage and samples as the last.
+    """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from vllm.distributed import parallel_state
@@ -227,6 +267,7 @@ def _fake_process_group(world_size: int) -> None:
     parallel_state._node_count = lambda *_: 1
     MessageQueue.create_from_process_group = lambda *_, **__: None
     parallel_state.GroupCoordinator.graph_capture = graph_capture
+    parallel_state.GroupCoordinator.is_last_rank = True
 
 
 def engine_core(config: Any) -> Any:
@@ -238,21 +279,40 @@ def engine_core(config: Any) -> Any:
 
     if not config.model_config.is_hybrid:
         raise _no_gdn_layers(config)
+    if config.parallel_config.enable_dbo:
+        raise UnsupportedError(
+            "--enable-dbo cannot be traced: it runs halves of batches in threads of their own",
+            "plan and serve without --enable-dbo",
+        )
     if _has_second_runner(config) and not RELEASE.second_runner_is_known:
         raise UnsupportedError(
             "vLLM would serve this with its second model runner, which prewarm cannot trace before"
-            " vLLM 0.32",
+            " vLLM 0.31",
             "VLLM_USE_V2_MODEL_RUNNER=0, here and in serving",
         )
-    try:
+    with _refusals():
         return EngineCore(config, _executor_class(), log_stats=False)
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise what vLLM refuses inside the block as InputError with its reason."""
+    try:
+        yield
+    except (ValueError, NotImplementedError, ZeroDivisionError) as error:
+        raise InputError(f"vLLM refuses this deployment: {words_of(error)}") from error
+    except RuntimeError as error:
+        if not str(error).endswith(" is not available"):
+            raise
+        raise HostError(
+            f"vLLM needs a library that is not here: {words_of(error)}",
+            "plan in the image that will serve, or: pip install what is missing",
+        ) from error
     except AssertionError as error:
         # With words it is a check of the arguments, such as heads that ranks cannot share.
         if not str(error):
             raise
-        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+        raise InputError(f"vLLM refuses this deployment: {words_of(error)}") from error
 
 
 def whole_engine(config: Any) -> Any:
@@ -266,7 +326,7 @@ def whole_engine(config: Any) -> Any:
     try:
         return EngineCore(config, Executor.get_class(config), log_stats=False)
     except (ValueError, NotImplementedError) as error:
-        raise InputError(f"vLLM refuses this deployment: {_one_line(error)}") from error
+        raise InputError(f"vLLM refuses this deployment: {words_of(error)}") from error
 
 
 def _no_gdn_layers(config: Any) -> UnsupportedError:
@@ -373,6 +433,8 @@ def geometry(core: Any) -> dict[str, Any]:
         "max_num_seqs": config.scheduler_config.max_num_seqs,
         "cudagraph_mode": config.compilation_config.cudagraph_mode.name,
     }
+    if parallel.pipeline_parallel_size > 1:
+        facts["pipeline_parallel"] = parallel.pipeline_parallel_size
     for name in ("num_k_heads", "num_v_heads"):
         if hasattr(layer, name):
             facts[f"{name}_per_rank"] = getattr(layer, name) // layer.tp_size
@@ -415,6 +477,34 @@ class Peers:
 
 
 PEERS = Peers()
+
+
+@dataclasses.dataclass
+class Stage:
+    """The stage of the pipeline whose layers the worker has."""
+
+    number: int = 0
+
+
+STAGE = Stage()
+
+
+def further_stages(config: Any) -> tuple[int, ...]:
+    """Return a stage for each mix of layers that the first stage of the pipeline has not."""
+    parallel = copy.copy(config.parallel_config)
+    mixes: dict[object, int] = {}
+    for stage in range(parallel.pipeline_parallel_size):
+        parallel.rank = stage * parallel.tensor_parallel_size
+        mixes.setdefault(_mix_of_layers(config.model_config, parallel, stage), stage)
+    return tuple(mixes.values())[1:]
+
+
+def _mix_of_layers(model: Any, parallel: Any, stage: int) -> object:
+    try:
+        attention = model.get_num_layers_by_block_type(parallel, "attention")
+    except ValueError:  # a config that does not list the kinds of its layers
+        return f"stage {stage}"
+    return attention, model.get_num_layers(parallel)
 
 
 @dataclasses.dataclass
@@ -523,6 +613,7 @@ def _communicator_class() -> type[Any]:
 
 def _worker_class() -> type[Any]:
     from vllm.config import CUDAGraphMode
+    from vllm.distributed import parallel_state
     from vllm.v1.worker.gpu_worker import Worker
 
     class VirtualWorker(Worker):  # type: ignore[misc]
@@ -539,6 +630,7 @@ def _worker_class() -> type[Any]:
             super().init_device()
 
         def load_model(self, **keywords: Any) -> None:
+            parallel_state.get_pp_group().rank_in_group = STAGE.number
             super().load_model(**keywords)
             _replace_compute(self.model_runner)
 
@@ -645,24 +737,13 @@ def _leave_out_other_attention(runner: Any) -> None:
     for group in itertools.chain.from_iterable(runner.attn_groups):
         for builder in group.metadata_builders:
             if not isinstance(builder, GDNAttentionMetadataBuilder):
-                for name in ("build", "build_for_cudagraph_capture", "build_for_drafting"):
+                for name in (
+                    "build",
+                    "build_for_cudagraph_capture",
+                    "build_for_drafting",
+                    "update_block_table",
+                ):
                     setattr(builder, name, lambda *_, **__: None)
-
-
-def _flashinfer_shapes() -> None:
-    """Let FlashInfer's GDN prefill return memory of its results' shapes, compiling nothing."""
-
-    def chunk_gated_delta_rule(
-        q: Any, k: Any, v: torch.Tensor, *_: Any, initial_state: torch.Tensor, **keywords: Any
-    ) -> Any:
-        output = torch.empty_like(v)
-        if keywords.get("output_final_state"):
-            return output, torch.empty_like(initial_state)
-        return output
-
-    module = types.ModuleType("flashinfer.gdn_prefill")
-    module.chunk_gated_delta_rule = chunk_gated_delta_rule  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
 
 
 def _distinct(layers: Sequence[Any]) -> list[Any]:
@@ -677,16 +758,17 @@ def _distinct(layers: Sequence[Any]) -> list[Any]:
 def _replace_compute(runner: Any) -> None:
     """Leave of the model's computation what its GDN layers do, and of that the Triton launches."""
     layers = gdn_layers(runner.vllm_config)
-    if not layers:
+    if not layers and STAGE.number == 0:
         raise _no_gdn_layers(runner.vllm_config)
     if any(RELEASE.prefill_backend(layer) == "cutedsl" for layer in layers):
         raise UnsupportedError(
             "--gdn-prefill-backend cutedsl cannot be traced", "--gdn-prefill-backend triton"
         )
-    _flashinfer_shapes()
+    prefill_calls.answer_for_flashinfer()
     distinct = _distinct(layers)
     for layer in distinct:
         _replace_arithmetic(layer)
+        second_runner.move_states_as_on_gpu(layer)
     model = runner.get_model()
     hidden_size = runner.model_config.get_hidden_size()
     vocabulary = runner.model_config.get_vocab_size()
@@ -720,8 +802,8 @@ def _replace_compute(runner: Any) -> None:
         second_runner.replace_sampling(runner, lambda: ACCEPTED.next(next(turn)))
         return
     runner._sample = _sampler(runner)
-    drafter = getattr(runner, "drafter", None)
-    if drafter is not None:
+    drafter: Any = getattr(runner, "drafter", None)
+    if hasattr(drafter, "prepare_next_token_ids_padded"):  # others draft on the host, by themselves
         drafter.dummy_run = lambda *_, **__: None
         runner.propose_draft_token_ids = _drafter(runner)
 
@@ -739,7 +821,8 @@ def _sampler(runner: Any) -> Any:
         if spec_decode_metadata is None:
             tokens = torch.zeros(requests, 1, **like)
         else:
-            tokens = torch.full((requests, runner.num_spec_tokens + 1), -1, **like)
+            width = spec_decode_metadata.max_spec_len + 1
+            tokens = torch.full((requests, width), -1, **like)
             for row, drafted in zip(tokens, spec_decode_metadata.num_draft_tokens, strict=True):
                 row[: min(drafted, ACCEPTED.next(next(turn))) + 1] = 0
         return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=None)
@@ -824,7 +907,13 @@ def _call_layer(layer: Any, hidden_states: torch.Tensor, positions: Any) -> None
         "positions": positions,
     }
     wanted = inspect.signature(layer.forward).parameters
-    layer.forward(**{name: given[name] for name in wanted if name in given})
+    with _refusals():
+        layer.forward(**{name: given[name] for name in wanted if name in given})
+
+
+def _without_adapter(layer: Any, x: torch.Tensor, bias: Any = None) -> torch.Tensor:
+    """Return what a linear layer with a LoRA adapter has without it."""
+    return layer.quant_method.apply(layer, x, bias)  # type: ignore[no-any-return]
 
 
 def _replace_arithmetic(layer: Any) -> None:
@@ -845,5 +934,7 @@ def _replace_arithmetic(layer: Any) -> None:
         if isinstance(module, LinearBase):
             features = getattr(module, "output_size_per_partition", module.output_size)
             module.quant_method = Shapes(features)
+        elif isinstance(getattr(module, "base_layer", None), LinearBase):
+            module.apply = functools.partial(_without_adapter, module.base_layer)
         elif isinstance(module, RMSNormGated) and module._forward_method == module.forward_native:
             module._forward_method = lambda x, *_, **__: torch.empty_like(x)
