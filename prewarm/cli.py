@@ -155,6 +155,12 @@ _TUNINGS = _options(
         help="Take --tunings that were measured on another GPU than the target, and mark them.",
     ),
 )
+_FLASHINFER = click.option(
+    "--flashinfer",
+    type=_PATH,
+    metavar="DIR",
+    help="Build what FlashInfer would compile at first use into DIR, and keep what is there.",
+)
 _MOUNT_PATH = click.option(
     "--mount-path",
     metavar="DIR",
@@ -247,13 +253,27 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=ServeVerb)
-@_TRACING
+@cli.command(cls=MaybeServeVerb)
+@click.option("--target", callback=_maybe_target, metavar="NAME", help="GPU to plan for: b200.")
+@_CLOSURE
 @click.option("-o", "--output", type=_PATH, metavar="FILE", help="Write the manifest there.")
 @click.option("--check", type=_PATH, metavar="FILE", help="Exit 1 if FILE would change.")
+@click.option(
+    "--matrix",
+    type=_PATH,
+    metavar="FILE",
+    help="Plan every deployment that FILE names; -o and --check take a directory then.",
+)
 @_manners
-@click.pass_obj
-def plan(out: Output, /, output: Path | None, check: Path | None, **asked: Any) -> int:
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    /,
+    output: Path | None,
+    check: Path | None,
+    matrix: Path | None,
+    **asked: Any,
+) -> int:
     """Trace a deployment and write its manifest.
 
     Without -o the manifest goes to stdout.
@@ -261,6 +281,10 @@ def plan(out: Output, /, output: Path | None, check: Path | None, **asked: Any) 
     from prewarm import verbs
     from prewarm.core.manifest_yaml import render_manifest, write_manifest
 
+    out: Output = ctx.obj
+    _check_matrix(ctx)
+    if matrix is not None:
+        return _plan_matrix(ctx, out, matrix, output, check)
     found = verbs.trace(out, **asked)
     if check is not None:
         return verbs.check(out, check, found)
@@ -272,11 +296,25 @@ def plan(out: Output, /, output: Path | None, check: Path | None, **asked: Any) 
     return _DONE
 
 
+def _plan_matrix(
+    ctx: click.Context, out: Output, matrix: Path, output: Path | None, check: Path | None
+) -> int:
+    from prewarm import fleet
+
+    tracing = fleet.Tracing(closure=ctx.params["closure"], seed=ctx.params["seed"])
+    if check is not None:
+        return fleet.check_all(out, matrix, check, tracing)
+    if output is None:
+        raise click.UsageError("the manifests of a matrix need a directory: -o DIR", ctx)
+    return fleet.plan_all(out, matrix, output, tracing)
+
+
 @cli.command(name="compile")
 @click.argument("manifest", type=_PATH)
 @_CACHE_DIR
 @_JOBS
 @_TUNINGS
+@_FLASHINFER
 @_manners
 @click.pass_obj
 def compile_(
@@ -285,19 +323,21 @@ def compile_(
     manifest: Path,
     cache_dir: Path,
     jobs: int | None,
-    tunings: tuple[Path, ...],
-    **how: bool,
+    flashinfer: Path | None,
+    **how: Any,
 ) -> int:
     """Compile every launch of a manifest, without a GPU.
 
-    With tunings, the winners only.
+    With tunings, the winners only. GDN prefill that is FlashInfer's is no launch of Triton's: it
+    is built with --flashinfer.
     """
     from prewarm import verbs
     from prewarm.core.manifest_yaml import read_manifest
 
-    found = read_manifest(manifest)
-    selection = verbs.select(out, found, verbs.read_tunings(tunings, **how), **how)
+    found, files = read_manifest(manifest), how.pop("tunings")
+    selection = verbs.select(out, found, verbs.read_tunings(files, **how), **how)
     counts = verbs.compile_launches(out, found, cache_dir, jobs, selection)
+    counts |= verbs.build_flashinfer(out, found, flashinfer, jobs)
     verbs.say_first_start(out, found, selection)
     out.product(", ".join(f"{count} {kind}" for kind, count in counts.items()), counts)
     return _DONE
@@ -308,14 +348,20 @@ def compile_(
 @_CACHE_DIR
 @click.option("-o", "--output", type=_PATH, required=True, help="OCI image layout to write.")
 @_MOUNT_PATH
+@click.option(
+    "--flashinfer",
+    type=_PATH,
+    metavar="DIR",
+    help="Pack what `compile --flashinfer DIR` built as well.",
+)
 @_manners
 @click.pass_obj
-def pack(out: Output, manifest: Path, cache_dir: Path, output: Path, mount_path: str | None) -> int:
+def pack(out: Output, /, manifest: Path, cache_dir: Path, output: Path, **how: Any) -> int:
     """Pack what was compiled into a reproducible image."""
     from prewarm import verbs
     from prewarm.core.manifest_yaml import read_manifest
 
-    return verbs.pack(out, read_manifest(manifest), cache_dir, output, mount_path)
+    return verbs.pack(out, read_manifest(manifest), cache_dir, output, **how)
 
 
 @cli.command()
@@ -414,7 +460,18 @@ def build(
 
 
 def _check_fleet(ctx: click.Context) -> None:
-    """Raise UsageError where options of one deployment and of a fleet stand together."""
+    """Raise UsageError where options of `build` do not go together."""
+    given = _check_matrix(ctx)
+    if "matrix" not in given:
+        return
+    if "output" not in given:
+        raise click.UsageError("a fleet needs a directory: -o OUT", ctx)
+    if "mount_path" in given and ("shard" in given or "plans_only" in given):
+        raise click.UsageError("--mount-path belongs to the images: give it to gather", ctx)
+
+
+def _check_matrix(ctx: click.Context) -> dict[str, str]:
+    """Return the options that were given; raise UsageError for those of one and of a fleet."""
     given = {
         option.name: option.opts[-1]
         for option in ctx.command.params
@@ -427,15 +484,12 @@ def _check_fleet(ctx: click.Context) -> None:
             raise click.UsageError("Missing option '--target'.", ctx)
         if not ctx.params["serve_args"]:
             raise click.UsageError(_NO_SERVE_ARGS, ctx)
-        return
+        return given
     if ctx.params["serve_args"]:
         raise click.UsageError("the matrix names the deployments: put nothing after --", ctx)
     if alone := [given[name] for name in _OF_ONE if name in given]:
         raise click.UsageError(f"with --matrix, {alone[0]} has no place: see docs/fleet.md", ctx)
-    if "output" not in given:
-        raise click.UsageError("a fleet needs a directory: -o OUT", ctx)
-    if "mount_path" in given and ("shard" in given or "plans_only" in given):
-        raise click.UsageError("--mount-path belongs to the images: give it to gather", ctx)
+    return given
 
 
 @cli.command()
@@ -639,7 +693,8 @@ def _install(out: Output, /, source: str, into: Path, on_mismatch: Any, **how: A
     for line in done.decision:
         out.detail(line)
     out.say(f"{done.state}: {done.launches} launches, {done.identity}")
-    variables = environment(done.directory, done.toolchain) if env["print_env"] else ()
+    print_env = env["print_env"]
+    variables = environment(done.directory, done.toolchain, done.python) if print_env else ()
     text = render_environment(variables, env["env_format"])
     out.product(f"{done.directory}\n{text}", {"installed": done, "environment": variables})
     return _DONE

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_errors
@@ -36,7 +37,10 @@ from prewarm.core.tunings_merge import merge
 from prewarm.core.tunings_yaml import read_tunings
 from prewarm.gathering import gather
 from prewarm.output import Output
-from prewarm.verbs import trace
+from prewarm.verbs import check, trace
+
+if TYPE_CHECKING:
+    from prewarm.trace.plan import Planner
 
 OF_THE_JOB = "job/"
 """Begins a --shard whose number is that of the pod in its Kubernetes Indexed Job."""
@@ -76,7 +80,7 @@ def build(
     tracing: Tracing,
 ) -> int:
     """Build the shard `part` of a fleet, or all of it and its images; return the exit code."""
-    wanted = tuple(_at_hand(out, read_matrix(matrix), matrix))
+    wanted = tuple(at_hand(out, read_matrix(matrix), matrix))
     tunings = {name: read_tunings(matrix.parent / name) for each in wanted for name in each.tunings}
     plans = plans or output / PLANS
     manifests = _plan(out, wanted, plans, part or Part(number=1, of=1), tracing)
@@ -91,7 +95,7 @@ def build(
     return gather(out, (done,), output, mount_path)
 
 
-def _at_hand(out: Output, wanted: Sequence[Wanted], matrix: Path) -> Iterator[Wanted]:
+def at_hand(out: Output, wanted: Sequence[Wanted], matrix: Path) -> Iterator[Wanted]:
     """Yield what is to be built with the vLLM and the CPU here; what is not is told."""
     here, machine, some = _release("vllm"), platform.machine(), False
     for each in wanted:
@@ -127,16 +131,49 @@ def _plan(
     Each shard begins elsewhere, so that shards with one directory for their plans, started
     together, share the work; two that plan the same deployment write the same bytes.
     """
+    from prewarm.trace.plan import Planner
+
     first = (part.number - 1) * len(wanted) // part.of
     found = {}
-    for each in (*wanted[first:], *wanted[:first]):
-        path = plans / f"{each.name}.yaml"
-        manifest = _present(out, path, each, tracing)
-        if manifest is None:
-            manifest = _traced(out, each, tracing)
-            write_manifest(path, manifest)
-        found[each.name] = manifest
+    with Planner() as planner:
+        for each in (*wanted[first:], *wanted[:first]):
+            path = plans / f"{each.name}.yaml"
+            manifest = _present(out, path, each, tracing)
+            if manifest is None:
+                manifest = traced(out, planner, each, tracing)
+                write_manifest(path, manifest)
+            found[each.name] = manifest
     return found
+
+
+def plan_all(out: Output, matrix: Path, directory: Path, tracing: Tracing) -> int:
+    """Write the manifest of every deployment of `matrix` that can be planned here."""
+    names = []
+    for wanted, manifest in _planned_now(out, matrix, tracing):
+        write_manifest(directory / f"{wanted.name}.yaml", manifest)
+        names.append(wanted.name)
+    out.product(str(directory), {"path": str(directory), "deployments": names})
+    return 0
+
+
+def check_all(out: Output, matrix: Path, directory: Path, tracing: Tracing) -> int:
+    """Write what would change in the manifests in `directory`; return 1 if anything would."""
+    known, changed = {each.name for each in read_matrix(matrix)}, 0
+    for path in sorted(directory.glob("*.yaml")):
+        if path.stem not in known:
+            out.say(f"{path} is of no deployment that {matrix} names")
+            changed = 1
+    for wanted, manifest in _planned_now(out, matrix, tracing):
+        changed |= check(out, directory / f"{wanted.name}.yaml", manifest)
+    return changed
+
+
+def _planned_now(out: Output, matrix: Path, tracing: Tracing) -> Iterator[tuple[Wanted, Manifest]]:
+    from prewarm.trace.plan import Planner
+
+    with Planner() as planner:
+        for wanted in tuple(at_hand(out, read_matrix(matrix), matrix)):
+            yield wanted, traced(out, planner, wanted, tracing)
 
 
 def _present(out: Output, path: Path, wanted: Wanted, tracing: Tracing) -> Manifest | None:
@@ -186,11 +223,11 @@ def _versions_here() -> tuple[str, ...]:
     return vllm, torch.partition("+")[0], triton, abi, platform.machine()
 
 
-def _traced(out: Output, wanted: Wanted, tracing: Tracing) -> Manifest:
+def traced(out: Output, planner: Planner, wanted: Wanted, tracing: Tracing) -> Manifest:
     """Return the manifest of `wanted`, traced; an error names the deployment."""
     options = {"closure": tracing.closure, "seed": tracing.seed}
     try:
-        return trace(out, target_named(wanted.target), wanted.serve_args, **options)
+        return trace(out, target_named(wanted.target), wanted.serve_args, planner, **options)
     except PrewarmError as error:
         raise type(error)(f"{wanted.name}: {error.message}", error.hint) from error
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from prewarm.core.cache import FLASHINFER_PYTHON
 from prewarm.core.errors import HostError, InputError, MismatchError
 from prewarm.output import Output
 
@@ -37,12 +39,15 @@ def prove(out: Output, source: Path, serve_args: tuple[str, ...], plan: Plan) ->
         )
     if plan.plays is None:
         _check_gpu(cache.manifest)
-    variables = environment(str(cache.entries), cache.manifest.toolchain)
+    python = None
+    if cache.manifest.flashinfer is not None:
+        python = str(cache.entries.parent / FLASHINFER_PYTHON)
+    variables = environment(str(cache.entries), cache.manifest.toolchain, python)
     with out.progress("serving") as advance:
         found = prove_(
             cache.entries,
             serve_args,
-            {each.name: each.value for each in variables},
+            {each.name: each.within(os.environ) for each in variables},
             plan,
             advance,
         )

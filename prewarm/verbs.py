@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from prewarm.core.document import read_text
 from prewarm.core.errors import HostError, InputError
 from prewarm.core.files import host_errors
 from prewarm.core.first_start import first_start, tuned_on
-from prewarm.core.manifest import Manifest
+from prewarm.core.manifest import Elsewhere, Manifest
 from prewarm.core.manifest_diff import compare
 from prewarm.core.manifest_yaml import parse_manifest, read_manifest, render_manifest
 from prewarm.core.selection import Selection, selected_launches
@@ -27,11 +27,23 @@ from prewarm.core.upgrade import upgrade
 from prewarm.output import Output
 from prewarm.render import size, upgrade_and_changes
 
+if TYPE_CHECKING:
+    from prewarm.trace.plan import Planner
+
 T = TypeVar("T")
 
 
-def trace(out: Output, target: Target, serve_args: tuple[str, ...], **options: Any) -> Manifest:
-    """Return the manifest of `vllm serve` with `serve_args` on `target`."""
+def trace(
+    out: Output,
+    target: Target,
+    serve_args: tuple[str, ...],
+    with_planner: Planner | None = None,
+    **options: Any,
+) -> Manifest:
+    """Return the manifest of `vllm serve` with `serve_args` on `target`.
+
+    Who traces several names the planner that they share.
+    """
     if not serve_args:
         raise InputError(
             "no deployment given", f"prewarm plan --target {target.name} -- MODEL [ARGS]"
@@ -40,7 +52,8 @@ def trace(out: Output, target: Target, serve_args: tuple[str, ...], **options: A
 
     out.say(f"tracing vllm serve {' '.join(serve_args)} on a virtual {target.device_name}")
     with out.progress("workloads") as advance:
-        found = plan(serve_args, target, progress=advance, **options)
+        plan_it = with_planner.plan if with_planner else plan
+        found = plan_it(serve_args, target, progress=advance, **options)
     launches = sum(1 for _ in found.launches())
     out.say(f"planned {launches} launches of {len(found.kernels)} kernels")
     for each in found.unbound:
@@ -58,6 +71,7 @@ def say_elsewhere(out: Output, found: Manifest) -> None:
         out.say(
             f"elsewhere: {work.name} by {work.backend}, not Triton: {work.reason};"
             f" needs {work.needs}; here: {work.present}; cold: {work.cold}"
+            + (f"; asks for {', '.join(work.instances)}" if work.instances else "")
         )
 
 
@@ -198,6 +212,68 @@ def compile_launches(
     return {**counts, "recorded": sum(records.values()) - records["removed"]}
 
 
+def build_flashinfer(
+    out: Output, manifest: Manifest, directory: Path | None, jobs: int | None
+) -> dict[str, int]:
+    """Build what the deployment asks of FlashInfer into `directory`; return the counts.
+
+    Without a directory, say what is left out, how long it would take and the option that does it.
+    """
+    from prewarm.flashinfer.build import build_module, modules_of
+
+    counts: dict[str, int] = {}
+    modules = modules_of(manifest)
+    if directory is not None and not modules:
+        out.say("nothing to build of FlashInfer: this deployment prefills without it")
+    for module in modules:
+        if directory is None:
+            _say_left_out(out, module)
+        else:
+            target = manifest.deployment.target
+            counts |= _build_module(out, module, build_module(module, target, directory, jobs))
+    return counts
+
+
+def _say_left_out(out: Output, module: Elsewhere) -> None:
+    from prewarm.flashinfer.build import asked_instances
+    from prewarm.flashinfer.forecast import forecast
+
+    count = len(asked_instances(module))
+    out.say(
+        f"left out: {count} of {module.name}, which FlashInfer compiles when serving starts;"
+        f" building it takes {forecast(module.name, count)}: --flashinfer DIR"
+    )
+
+
+def _build_module(out: Output, module: Elsewhere, parts: Iterator[Any]) -> dict[str, int]:
+    from prewarm.flashinfer.build import asked_instances
+    from prewarm.flashinfer.forecast import forecast
+    from prewarm.flashinfer.message import Failed, Kept, Made
+
+    counts = {"flashinfer_compiled": 0, "flashinfer_kept": 0}
+    with _closing(parts):
+        ready = next(parts)
+        left = {*ready.parts} - {*ready.built}
+        instances = len(left & {*asked_instances(module)})
+        takes = f", {forecast(module.name, instances)}" if left else ""
+        out.say(
+            f"building {module.name} with {ready.compiler}, {ready.jobs} at a time:"
+            f" {len(left)} of {len(ready.parts)} parts are to be compiled{takes}"
+        )
+        with out.progress(f"building {module.name}", len(ready.parts)) as advance:
+            for part in parts:
+                match part:
+                    case Made():
+                        counts["flashinfer_compiled"] += 1
+                        advance(f"compiled {part.part} in {part.seconds:.0f} s")
+                    case Kept():
+                        counts["flashinfer_kept"] += 1
+                        advance(f"kept {part.part}")
+                    case Failed() | _:
+                        advance(f"failed {part.part}")
+    return counts
+
+
 def say_first_start(out: Output, manifest: Manifest, selection: Selection | None) -> None:
     """Say what a first start with the cache of `manifest` and `selection` still does."""
     unbound = sum(bool(each.unbound) for each in selected_launches(manifest, selection))
@@ -286,12 +362,18 @@ def _captured(
 
 
 def pack(
-    out: Output, manifest: Manifest, cache_dir: Path, output: Path, mount_path: str | None
+    out: Output,
+    manifest: Manifest,
+    cache_dir: Path,
+    output: Path,
+    mount_path: str | None,
+    *,
+    flashinfer: Path | None = None,
 ) -> int:
     """Write the image and its digest; return the exit code."""
     from prewarm.ship.pack import pack as pack_
 
-    packed = pack_(manifest, cache_dir, output, mount_path)
+    packed = pack_(manifest, cache_dir, output, mount_path, flashinfer)
     sizes = packed.sizes
     out.say(
         f"packed {packed.launches} launches into {output}: {size(sizes.compiled)} as compiled,"

@@ -152,6 +152,7 @@ def _own_fit(out: Output, cache: _Cache) -> Told:
     with cache.entries() as entries:
         looked = look_up(plan, entries or Path(os.devnull), index.selection)
     fits = misfits(index, plan, looked, looked_up=entries is not None)
+    fits += _flashinfer(out, cache, plan)
     if entries is None:
         out.say("checked: integrity, toolchain; not checked: single launches")
         return fits, {}
@@ -216,17 +217,47 @@ def _fit(out: Output, cache: _Cache, target: Target, asked: Asked) -> Told:
             "unasked": found.unasked,
         }
     }
-    return (*found.findings, *_place(cache, directory, writes=found.writes)), said
+    others = _flashinfer(out, cache, deployment)
+    places = _place(cache, directory, deployment, writes=found.writes)
+    return (*found.findings, *others, *places), said
 
 
-def _place(cache: _Cache, directory: str | None, *, writes: bool) -> tuple[Finding, ...]:
-    """Return what keeps serving from the directory of the cache; of a layout that is unknown."""
+def _flashinfer(out: Output, cache: _Cache, deployment: Manifest) -> tuple[Finding, ...]:
+    """Return what keeps FlashInfer here from the library of the cache; say so where nothing does.
+
+    Nothing of a cache without one: it was built so.
+    """
+    built = cache.held.manifest.flashinfer
+    if built is None or not _calls_library(cache, deployment):
+        return ()
+    from prewarm.flashinfer.fit import misfits, surroundings
+
+    found = misfits(built, deployment, surroundings())
+    out.say(f"FlashInfer's {built.module}: {'a miss' if found else 'a hit'}")
+    return found
+
+
+def _calls_library(cache: _Cache, deployment: Manifest) -> bool:
+    """Return whether the cache has a library of FlashInfer and `deployment` calls FlashInfer."""
+    from prewarm.flashinfer.build import modules_of
+
+    return cache.held.manifest.flashinfer is not None and bool(modules_of(deployment))
+
+
+def _place(
+    cache: _Cache, directory: str | None, deployment: Manifest, *, writes: bool
+) -> tuple[Finding, ...]:
+    """Return what keeps `deployment` from the cache's directory; of a layout that is unknown."""
     from prewarm.make.place import not_read, not_writable
 
     entries = cache.held.entries
     if entries is None:
         return ()
     unread = tuple(not_read(entries, directory, cache.overlaid))
+    if _calls_library(cache, deployment) and not cache.overlaid:
+        from prewarm.flashinfer.fit import not_found
+
+        unread += tuple(not_found(entries.parent))
     return unread if cache.overlaid else (*unread, *not_writable(entries, writes=writes))
 
 

@@ -14,7 +14,8 @@ import pytest
 ROOMS = {
     "core": set(),
     "device": {"core"},
-    "trace": {"core", "device"},
+    "flashinfer": {"core", "device"},
+    "trace": {"core", "device", "flashinfer"},
     "make": {"core", "device"},
     "tune": {"core", "device", "make"},
     "ship": {"core"},
@@ -38,7 +39,7 @@ HALL = {
 }
 """The modules between the rooms: argv, the steps of verbs, what people read."""
 HEAVY = {"torch", "triton", "vllm", "transformers", "numpy", "flashinfer"}
-MAY_BE_HEAVY = {"device", "trace", "make", "tune", "serve", "prove"}
+MAY_BE_HEAVY = {"device", "flashinfer", "trace", "make", "tune", "serve", "prove"}
 
 MODULES = sorted((Path(__file__).parent.parent / "prewarm").rglob("*.py"))
 
@@ -98,6 +99,14 @@ def test_triton_is_known_to_its_seams_alone(path):
     names = {name for name in imports(path) if name.split(".")[0] == "triton"}
 
     assert seam or not names or (version_only and names == {"triton"})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(path.parents[2])))
+def test_flashinfer_is_known_to_its_seams_alone(path):
+    seams = {("flashinfer", "flashinfer_seam.py"), ("serve", "flashinfer_seam.py")}
+    seam = path.parts[-2:] in seams
+
+    assert seam or not any(name.split(".")[0] == "flashinfer" for name in imports(path))
 
 
 def test_the_table_of_rooms_is_the_house():

@@ -6,6 +6,7 @@ A *cache tree* is what an image holds at its root and what `install` lays down::
     io.triton.manifest/manifest.json    the index of Red Hat's MCV
     prewarm/manifest.json               CacheManifest: digest of every file, provenance
     prewarm/plan.yaml                   the manifest that was compiled
+    flashinfer/…                        what was built of FlashInfer, where it was asked for
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import msgspec
 
 from prewarm.core.digest import canonical_json
+from prewarm.core.flashinfer import BuiltModule
 from prewarm.core.manifest import Deployment
 from prewarm.core.record import Record
 from prewarm.core.selection import Selection
@@ -26,6 +28,9 @@ ENTRIES = "io.triton.cache"
 MCV_INDEX = "io.triton.manifest/manifest.json"
 CACHE_MANIFEST = "prewarm/manifest.json"
 PLAN = "prewarm/plan.yaml"
+FLASHINFER = "flashinfer"
+FLASHINFER_PYTHON = "flashinfer/python"
+"""What PYTHONPATH must begin with, relative to the tree or to where it was installed."""
 
 PLACEHOLDER_ROOT = ".triton/cache"
 """Root of the paths in a group file that belongs to no directory yet (MCV's convention)."""
@@ -111,6 +116,8 @@ class CacheManifest(Record, kw_only=True):
     """Whether every tuning key has its record; without them the first GPU start benchmarks."""
     sources: dict[str, str] = {}
     """Kernel name to digest of its source key, for `verify`."""
+    flashinfer: BuiltModule | None = None
+    """What was built of FlashInfer; None where that was not packed."""
     files: tuple[CachedFile, ...]
 
 

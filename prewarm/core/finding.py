@@ -34,6 +34,8 @@ NOT_HELD = "P304"
 UNTUNED = "P305"
 UNBOUND_LAUNCH = "P306"
 UNASKED = "P307"
+FLASHINFER_BUILDS = "P308"
+FLASHINFER_ELSEWHERE = "P309"
 
 CODES = {
     MISSING: "missing file",
@@ -59,6 +61,8 @@ CODES = {
     UNTUNED: "the cache has no winner for a tuning key of this deployment",
     UNBOUND_LAUNCH: "a launch is known only when serving starts",
     UNASKED: "this deployment never asks for some entries",
+    FLASHINFER_BUILDS: "FlashInfer does not take a library of the cache",
+    FLASHINFER_ELSEWHERE: "FlashInfer does not look where the cache has its library",
 }
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prewarm.core.digest import canonical_json, digest_of
+from prewarm.core.flashinfer import PrefillCall
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
 
@@ -181,6 +182,10 @@ class Elsewhere(Record, kw_only=True):
     """What this image has of it already."""
     cold: str
     """What a cold start costs, and where that was measured."""
+    instances: tuple[str, ...] = ()
+    """What this deployment asks of it, of all that it holds; empty where that is not known."""
+    calls: tuple[PrefillCall, ...] = ()
+    """How FlashInfer was called while tracing."""
 
 
 class Manifest(Record, kw_only=True):

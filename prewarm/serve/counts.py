@@ -20,6 +20,10 @@ BENCHMARKS = "benchmarks"
 BENCHMARK_SECONDS = "benchmark seconds"
 BUILDS = "builds"
 BUILD_SECONDS = "build seconds"
+LIBRARY_LOADS = "library loads"
+"""Of FlashInfer's libraries that were there."""
+LIBRARY_BUILDS = "library builds"
+LIBRARY_BUILD_SECONDS = "library build seconds"
 
 
 class Count(Record, kw_only=True):
@@ -28,7 +32,7 @@ class Count(Record, kw_only=True):
     what: str
     """One of the names above."""
     subject: str
-    """A kernel as `module:function`, or a host module by its name."""
+    """A kernel as `module:function`, a host module or a library of FlashInfer by its name."""
     phase: str
     planned: bool
     """Whether the installed cache's plan knows the kernel."""

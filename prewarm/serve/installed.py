@@ -50,6 +50,12 @@ class InstalledCache:
         return frozenset(self.index.sources) | {each.kernel for each in self.index.launches}
 
     @functools.cached_property
+    def libraries(self) -> frozenset[str]:
+        """The modules of FlashInfer that are in the cache, by name; raises InputError."""
+        built = self.index.flashinfer
+        return frozenset(each.module for each in built.libraries) if built else frozenset()
+
+    @functools.cached_property
     def keys(self) -> dict[str, str]:
         """The digest of each launch in the cache to the key of its entry; raises InputError."""
         return {each.launch: each.key for each in self.index.launches}

@@ -56,6 +56,15 @@ _BY_MODULE = {
     names.BUILD_SECONDS: _Metric(
         "prewarm_host_module_build_seconds", "Time that the C compiler took."
     ),
+    names.LIBRARY_LOADS: _Metric(
+        "prewarm_flashinfer_library_loads", "Libraries that FlashInfer found built."
+    ),
+    names.LIBRARY_BUILDS: _Metric(
+        "prewarm_flashinfer_library_builds", "Libraries that FlashInfer had built by ninja."
+    ),
+    names.LIBRARY_BUILD_SECONDS: _Metric(
+        "prewarm_flashinfer_library_build_seconds", "Time that FlashInfer's builds took."
+    ),
 }
 
 

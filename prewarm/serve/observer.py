@@ -15,11 +15,12 @@ from prewarm.serve import counts, recording
 from prewarm.serve.counts import INFERENCE, UNBOUND, Counter
 from prewarm.serve.explain import Explainer, launch_of, tuning_key_of
 from prewarm.serve.installed import InstalledCache
-from prewarm.serve.log import feature
+from prewarm.serve.log import feature, say_once
 from prewarm.serve.metrics import publish
 from prewarm.serve.settings import OnMiss
 
 if TYPE_CHECKING:
+    from prewarm.serve.flashinfer_seam import Taken
     from prewarm.serve.triton_seam import Lookup
 
 
@@ -94,6 +95,21 @@ class Observer:
             self._count(module, {counts.BUILDS: 1, counts.BUILD_SECONDS: seconds})
         self._write(recording.Built(**self._here(), module=module, seconds=seconds))
 
+    def took_library(self, taken: Taken) -> None:
+        """Hear of a library of FlashInfer that was loaded, or built first."""
+        with feature("counting"):
+            planned = self.cache is not None and taken.module in self.cache.libraries
+            what: dict[str, float] = {counts.LIBRARY_LOADS: 1}
+            if not taken.prebuilt:
+                seconds = taken.seconds
+                what = {counts.LIBRARY_BUILDS: 1, counts.LIBRARY_BUILD_SECONDS: seconds}
+                if planned:
+                    say_once(
+                        f"FlashInfer built {taken.module} in {seconds:.1f} s, though the installed"
+                        " cache has it: prewarm verify DIR -- SERVE ARGS says why"
+                    )
+            self._add(taken.module, what, planned=planned)
+
     # --- a worker's ----------------------------------------------------------------------
 
     def sized(self, blocks: int) -> None:
@@ -127,7 +143,9 @@ class Observer:
             self._count(lookup.kernel, took)
 
     def _count(self, subject: str, what: Mapping[str, float]) -> None:
-        planned = self._cache_that_knows(subject) is not None
+        self._add(subject, what, planned=self._cache_that_knows(subject) is not None)
+
+    def _add(self, subject: str, what: Mapping[str, float], *, planned: bool) -> None:
         self.counter.add(subject, what.items(), planned=planned)
         # Before that nobody can ask: the server answers when all workers are ready.
         if self.counter.ready:

@@ -10,7 +10,9 @@ from pathlib import Path
 from prewarm.core.manifest import Launch
 from prewarm.serve import metrics, sizes
 from prewarm.serve.counts import START_UP, UNBOUND
+from prewarm.serve.flashinfer_seam import hear_libraries
 from prewarm.serve.installed import InstalledCache
+from prewarm.serve.libraries import use_libraries
 from prewarm.serve.log import LOG, feature, say_once
 from prewarm.serve.observer import Observer
 from prewarm.serve.recording import Recording
@@ -54,6 +56,8 @@ class Process:
             self._read_records()
             with feature("pointing Triton at the installed cache"):
                 _use_cache(settings.entries, settings.overlay)
+            with feature("pointing FlashInfer at the installed libraries"):
+                use_libraries(settings.entries)
         self._listen()
         with feature("telling start-up from inference"):
             follow_workers(self)
@@ -102,6 +106,9 @@ class Process:
             self._observer.counter.cache = cache.index.manifest
             if _reads_records():
                 _let_read_records(cache.kernels)
+        with feature("counting FlashInfer's loads and builds"):
+            if cache.libraries:
+                hear_libraries(self._observer.took_library)
         with feature("winners by size"):
             index = cache.index
             choices = () if index.selection is None else index.selection.choices

@@ -28,6 +28,11 @@ def _parts(found: Counts, cache: Path | None, unbound: Done, sized: Sequence[str
     if builds := found.total(counts.BUILDS):
         seconds = found.total(counts.BUILD_SECONDS)
         yield f"{_many(builds, 'host module')} built in {seconds:.1f} s"
+    if loads := found.total(counts.LIBRARY_LOADS):
+        yield f"{_many(loads, 'FlashInfer module')} loaded as built"
+    if builds := found.total(counts.LIBRARY_BUILDS):
+        seconds = found.total(counts.LIBRARY_BUILD_SECONDS)
+        yield f"{_many(builds, 'FlashInfer module')} built in {seconds:.1f} s"
 
 
 def _did(found: Counts, *, planned: bool) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from prewarm.core.cache import ENTRIES, PLAN
+from prewarm.core.cache import ENTRIES, FLASHINFER_PYTHON, PLAN
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError, MismatchError, UnsupportedError
 from prewarm.core.first_start import first_start
@@ -99,7 +99,8 @@ def append(
     wanted = parse_platform(platform or own)
     with open_base(base, wanted, connection) as found:
         _check_fits(found, own, wanted)
-        variables = environment(f"{place}/{ENTRIES}", cache.manifest.toolchain)
+        python = f"{place}/{FLASHINFER_PYTHON}" if cache.manifest.flashinfer else None
+        variables = environment(f"{place}/{ENTRIES}", cache.manifest.toolchain, python)
         others = replaced(found, variables)
         if others and not override_env:
             raise _conflict(found, others)

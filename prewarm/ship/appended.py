@@ -66,7 +66,7 @@ def replaced(base: Base, variables: tuple[Variable, ...]) -> tuple[Replaced, ...
     return tuple(
         Replaced(name=each.name, base=there[each.name], ours=each.value)
         for each in variables
-        if there.get(each.name, each.value) != each.value
+        if not each.prepended and there.get(each.name, each.value) != each.value
     )
 
 
@@ -132,8 +132,9 @@ def _config(base: Base, addition: Addition, origin: dict[str, str]) -> dict[str,
 
 def _environment(lines: list[str], variables: tuple[Variable, ...]) -> list[str]:
     """Return `lines` with `variables`, those that are there in their places."""
-    there = {line.partition("=")[0]: line for line in lines}
-    return list((there | {each.name: f"{each.name}={each.value}" for each in variables}).values())
+    there = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    ours = {each.name: each.within(there) for each in variables}
+    return [f"{name}={value}" for name, value in (there | ours).items()]
 
 
 def _without_origin(words: dict[str, str] | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from prewarm.core.cache import (
     CACHE_MANIFEST,
     CACHE_SCHEMA,
     ENTRIES,
+    FLASHINFER,
     CachedFile,
     CacheManifest,
     cache_document,
@@ -36,7 +37,7 @@ from prewarm.ship.entry import key_of, parse_group, placeholder
 from prewarm.ship.layer import MAX_SIZE
 from prewarm.ship.regular import read_regular
 
-ROOMS = ("io.triton.cache", "io.triton.manifest", "prewarm")
+ROOMS = ("io.triton.cache", "io.triton.manifest", "prewarm", FLASHINFER)
 """The directories at the root of a cache tree."""
 
 _INDEX_SIZE = 16 << 20
@@ -157,13 +158,19 @@ def scan(root: Path) -> tuple[list[str], list[Finding]]:
             expected = "a name in UTF-8 that can be printed"
             findings.append(_finding(UNSAFE, ascii(path), expected, "another"))
         elif stat.S_ISDIR(mode):
-            waiting.extend(f"{path}/{name}" for name in os.listdir(root / path))
+            names_here = os.listdir(root / path)
+            waiting.extend(f"{path}/{name}" for name in names_here if not _is_bytecode(path, name))
         elif stat.S_ISREG(mode):
             names.append(path)
         else:
             kind = "a link" if stat.S_ISLNK(mode) else "a special file"
             findings.append(_finding(UNSAFE, path, "a file or a directory", kind))
     return sorted(names), findings
+
+
+def _is_bytecode(directory: str, name: str) -> bool:
+    """Return whether Python makes `name` where it imports what FlashInfer looks for."""
+    return name == "__pycache__" and directory.startswith(f"{FLASHINFER}/")
 
 
 def read_files(root: Path, names: Iterable[str]) -> dict[str, bytes]:

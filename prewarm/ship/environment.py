@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Literal
 
 from prewarm.core.errors import InputError
@@ -19,10 +20,24 @@ class Variable(Record, kw_only=True):
     name: str
     value: str
     why: str
+    prepended: bool = False
+    """Whether what the variable holds already stays, behind the value."""
+
+    def within(self, environment: Mapping[str, str]) -> str:
+        """Return what the variable must hold in `environment`."""
+        there = environment.get(self.name) if self.prepended else None
+        if not there or self.value in there.split(":"):
+            return there or self.value
+        return f"{self.value}:{there}"
 
 
-def environment(directory: str, toolchain: Toolchain) -> tuple[Variable, ...]:
-    """Return the variables with which a process finds the cache that lies in `directory`."""
+def environment(
+    directory: str, toolchain: Toolchain, python: str | None = None
+) -> tuple[Variable, ...]:
+    """Return the variables with which a process finds the cache that lies in `directory`.
+
+    `python` is the directory by which FlashInfer finds libraries, None where there are none.
+    """
     found = [
         Variable(name="TRITON_CACHE_DIR", value=directory, why="where the entries are"),
         Variable(
@@ -38,6 +53,15 @@ def environment(directory: str, toolchain: Toolchain) -> tuple[Variable, ...]:
     for name in sorted(entered.keys() - {each.name for each in found}):
         why = "names the ptxas in the keys" if name == chosen_by else "is part of the keys"
         found.append(Variable(name=name, value=entered[name], why=why))
+    if python is not None:
+        found.append(
+            Variable(
+                name="PYTHONPATH",
+                value=python,
+                why="by what is in it FlashInfer finds its libraries",
+                prepended=True,
+            )
+        )
     return tuple(found)
 
 
@@ -57,10 +81,19 @@ def _line(variable: Variable, form: Format) -> str:
         case "dockerfile":
             for special in '\\"$':
                 value = value.replace(special, f"\\{special}")
-            return f'ENV {name}="{value}"\n'
+            return f'ENV {name}="{value}{_rest(variable)}"\n'
         case "shell":
-            return f"export {name}={shlex.quote(value)}\n"
+            rest = f'"{_rest(variable)}"' if variable.prepended else ""
+            return f"export {name}={shlex.quote(value)}{rest}\n"
         case "kubernetes":
             # Kubernetes expands $(NAME) in values, and takes $$ for a dollar sign.
             quoted = json.dumps(value.replace("$(", "$$("), ensure_ascii=False)
-            return f"- name: {name}\n  value: {quoted}\n"
+            # It does not expand what the image sets.
+            note = f"# and what {name} is in the image, behind a colon\n"
+            return f"{note if variable.prepended else ''}- name: {name}\n  value: {quoted}\n"
+
+
+def _rest(variable: Variable) -> str:
+    """Return what a shell and a Dockerfile expand to the value that was there before."""
+    name = variable.name
+    return f"${{{name}:+:${name}}}" if variable.prepended else ""

@@ -174,6 +174,7 @@ def labels(tree: CacheTree, mount_path: str | None) -> dict[str, str]:
         "libc": tools.libc,
         "launches": str(len(manifest.launches)),
         **_tuning(manifest),
+        **_flashinfer(manifest),
         "first-start": tree.first_start,
         **({} if mount_path is None else {"mount-path": mount_path}),
     }
@@ -194,6 +195,21 @@ def _tuning(manifest: CacheManifest) -> dict[str, str]:
         return found
     found |= {"tuned-on": selection.gpu, "tunings": selection.tunings}
     return found | {"tunings-of-another-gpu": "true"} if selection.foreign else found
+
+
+def _flashinfer(manifest: CacheManifest) -> dict[str, str]:
+    """Return what an image says of FlashInfer's libraries in it."""
+    built = manifest.flashinfer
+    if built is None:
+        return {}
+    instances = sorted(name for library in built.libraries for name in library.instances)
+    return {
+        "flashinfer": built.flashinfer,
+        "flashinfer.module": built.module,
+        "flashinfer.instances": " ".join(instances),
+        "flashinfer.arch": built.arch,
+        "flashinfer.compiler": built.compiler,
+    }
 
 
 def _annotations(tree: CacheTree, created: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from prewarm.core.cache import ENTRIES
+from prewarm.core.cache import ENTRIES, FLASHINFER, FLASHINFER_PYTHON
 from prewarm.core.errors import HostError, InputError, MismatchError
 from prewarm.core.files import host_errors, locked
 from prewarm.core.finding import UNKNOWN
@@ -24,6 +24,7 @@ from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
 from prewarm.ship.host import check_host, decision
 from prewarm.ship.receipt import (
+    BESIDE,
     LINK,
     LOCK,
     RECEIPT,
@@ -55,6 +56,8 @@ class Installed(Record, kw_only=True):
     identity: str
     directory: str
     """What TRITON_CACHE_DIR must name. Where nothing fits it may not exist."""
+    python: str | None = None
+    """What PYTHONPATH must begin with; None where the cache has nothing of FlashInfer."""
     toolchain: Toolchain
     tuned: bool
     launches: int
@@ -82,7 +85,7 @@ def install(
         raise MismatchError("\n  ".join([str(finding), *trace]), finding.fix)
     with host_errors(f"install into {directory}"):
         _refuse_foreign(directory)
-        if cache.manifest.host_modules:
+        if cache.manifest.host_modules or cache.manifest.flashinfer:
             _refuse_noexec(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / LOCK):
@@ -106,7 +109,7 @@ def serve_nothing(into: Path) -> None:
             versions = directory / VERSIONS
             for path in (versions, versions / _NOTHING, versions / _NOTHING / ENTRIES):
                 _make_directory(path)
-            _point(directory, f"{VERSIONS}/{_NOTHING}/{ENTRIES}")
+            _link(directory, LINK, f"{VERSIONS}/{_NOTHING}/{ENTRIES}")
 
 
 def _install(cache: Source, directory: Path) -> Literal["installed", "already installed"]:
@@ -126,7 +129,9 @@ def _install(cache: Source, directory: Path) -> Literal["installed", "already in
         _write(f"{stage}/{RECEIPT}", render_receipt(receipt))
         _sync(stage)
         os.rename(stage, versions / name)
-    _point(directory, f"{VERSIONS}/{name}/{ENTRIES}")
+    if cache.manifest.flashinfer is not None:
+        _link(directory, FLASHINFER, BESIDE)
+    _link(directory, LINK, f"{VERSIONS}/{name}/{ENTRIES}")
     _prune(versions, name)
     return "installed"
 
@@ -246,12 +251,12 @@ def _sync(stage: str) -> None:
             os.close(handle)
 
 
-def _point(directory: Path, target: str) -> None:
-    """Make the link of `directory` lead to `target`, from one moment to the next."""
+def _link(directory: Path, name: str, target: str) -> None:
+    """Make the link `name` of `directory` lead to `target`, from one moment to the next."""
     new = directory / VERSIONS / ".link"
     new.unlink(missing_ok=True)
     os.symlink(target, new)
-    os.replace(new, directory / LINK)
+    os.replace(new, directory / name)
 
 
 def _prune(versions: Path, keep: str | None) -> None:
@@ -280,6 +285,7 @@ def _result(
         state=state,
         identity=cache.identity,
         directory=f"{directory}/{LINK}",
+        python=f"{directory}/{FLASHINFER_PYTHON}" if cache.manifest.flashinfer else None,
         toolchain=cache.manifest.toolchain,
         tuned=cache.manifest.tuned,
         launches=len(cache.manifest.launches),

@@ -44,15 +44,23 @@ class Packed(Record, kw_only=True):
     sizes: Sizes
 
 
-def pack(manifest: Manifest, cache_dir: Path, out: Path, mount_path: str | None = None) -> Packed:
+def pack(
+    manifest: Manifest,
+    cache_dir: Path,
+    out: Path,
+    mount_path: str | None = None,
+    flashinfer: Path | None = None,
+) -> Packed:
     """Write the cache of `manifest` in `cache_dir` as an image layout at `out`.
+
+    With `flashinfer`, the directory of what was built of FlashInfer, that is in the image too.
 
     With `mount_path`, the absolute directory at which the root of the image will be mounted or
     copied, Triton finds the entries there without an install. Raises InputError where the
-    directory was not compiled from `manifest` or lacks something, and HostError where `out`
+    directories were not compiled from `manifest` or lack something, and HostError where `out`
     cannot be written.
     """
-    return pack_tree(cache_tree(manifest, cache_dir), out, mount_path)
+    return pack_tree(cache_tree(manifest, cache_dir, flashinfer), out, mount_path)
 
 
 def pack_tree(tree: CacheTree, out: Path, mount_path: str | None = None) -> Packed:

@@ -5,6 +5,7 @@
     DIR/
       .prewarm.lock                                    one installer at a time
       triton -> versions/<identity>/io.triton.cache    the marker: replaced in one rename, last
+      flashinfer -> triton/../flashinfer               where a cache has it: follows the marker
       versions/<identity>/                             a cache tree, and its receipt.json
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from prewarm.core.cache import ENTRIES
+from prewarm.core.cache import ENTRIES, FLASHINFER
 from prewarm.core.digest import canonical_json
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
@@ -27,6 +28,8 @@ from prewarm.ship.regular import read_regular
 LOCK = ".prewarm.lock"
 LINK = "triton"
 VERSIONS = "versions"
+BESIDE = f"{LINK}/../{FLASHINFER}"
+"""Where the link `flashinfer` leads, by way of the marker: both change in its one rename."""
 RECEIPT = "receipt.json"
 RECEIPT_SCHEMA = "prewarm/receipt/v1"
 _RECEIPT_SIZE = 64 << 10

@@ -45,6 +45,7 @@ from prewarm.ship.entry import (
     render_metadata,
     reroot,
 )
+from prewarm.ship.flashinfer import Part, flashinfer_part
 
 _KEY = re.compile(r"[A-Z2-7]{52}")
 _FILE = re.compile(r"[^/\\\0]+")
@@ -67,10 +68,10 @@ class CacheTree(Record, kw_only=True):
         return digest_of(self.files[CACHE_MANIFEST])
 
 
-def cache_tree(manifest: Manifest, cache_dir: Path) -> CacheTree:
-    """Return the tree for `manifest` out of the directory that `prewarm compile` made.
+def cache_tree(manifest: Manifest, cache_dir: Path, flashinfer: Path | None = None) -> CacheTree:
+    """Return the tree for `manifest` out of the directories that `prewarm compile` made.
 
-    Raises InputError when the directory was made from another manifest, or when something in
+    Raises InputError when a directory was made from another manifest, or when something in
     its index is not there or not what the index says.
     """
     compiled = read_compiled(cache_dir)
@@ -81,8 +82,11 @@ def cache_tree(manifest: Manifest, cache_dir: Path) -> CacheTree:
             f" not from {manifest.digest}",
             recompile,
         )
+    part = None
+    if flashinfer is not None:
+        part = flashinfer_part(flashinfer, manifest, compiled.toolchain, compiled.arch)
     try:
-        return tree_of(manifest, compiled, Entries(lambda key: cache_dir / key))
+        return tree_of(manifest, compiled, Entries(lambda key: cache_dir / key), part)
     except IncompleteError as error:
         raise InputError(f"{cache_dir}: {error}", recompile) from error
 
@@ -139,8 +143,10 @@ class Entries:
         return sum((self._directory_of(key) / name).stat().st_size for name in self.names(key))
 
 
-def tree_of(manifest: Manifest, compiled: Compiled, entries: Entries) -> CacheTree:
-    """Return the tree for `manifest` with what `compiled` lists out of `entries`.
+def tree_of(
+    manifest: Manifest, compiled: Compiled, entries: Entries, part: Part | None = None
+) -> CacheTree:
+    """Return the tree for `manifest` with what `compiled` lists out of `entries`, and `part`.
 
     Raises IncompleteError where something is not there or not what `compiled` says.
     """
@@ -156,6 +162,7 @@ def tree_of(manifest: Manifest, compiled: Compiled, entries: Entries) -> CacheTr
     for key, name in sorted(others):
         files[f"{ENTRIES}/{key}/{name}"] = entries.read(key, name)
     files[MCV_INDEX] = mcv.index(index)
+    files |= part.files if part else {}
     described = CacheManifest(
         manifest=manifest.digest,
         deployment=manifest.deployment,
@@ -168,6 +175,7 @@ def tree_of(manifest: Manifest, compiled: Compiled, entries: Entries) -> CacheTr
         unbound=tuple(sorted(compiled.unbound)),
         tuned=_is_tuned(manifest, compiled),
         sources={kernel.name: kernel.source for kernel in manifest.kernels},
+        flashinfer=part.built if part else None,
         files=tuple(_described(path, files[path]) for path in sorted(files)),
     )
     files[CACHE_MANIFEST] = cache_document(described)

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, PLAN, CacheManifest
+from prewarm.core.cache import CACHE_MANIFEST, ENTRIES, FLASHINFER, PLAN, CacheManifest
 from prewarm.core.digest import digest_of
 from prewarm.core.document import read_text
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors
-from prewarm.core.finding import IDENTITY, Finding, UnsoundError, in_order
+from prewarm.core.finding import IDENTITY, MISSING, Finding, UnsoundError, in_order
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import parse_manifest
 from prewarm.core.record import Record
@@ -29,6 +29,7 @@ from prewarm.ship.check import (
 )
 from prewarm.ship.layout import is_layout
 from prewarm.ship.receipt import (
+    BESIDE,
     LINK,
     RECEIPT,
     VERSIONS,
@@ -152,6 +153,21 @@ def _check_installed(directory: Path, identity: str | None) -> Iterator[Finding]
         yield wrong_identity(str(identity), receipt.identity)
     root = f"{os.path.abspath(directory)}/{LINK}"
     yield from _check_tree(version, root, receipt.identity if receipt else None)
+    yield from _check_link(directory, version)
+
+
+def _check_link(directory: Path, version: Path) -> Iterator[Finding]:
+    """Yield a finding where FlashInfer's part is there and the link to it is not."""
+    link = directory / FLASHINFER
+    if not (version / FLASHINFER).is_dir() or (link.is_symlink() and os.readlink(link) == BESIDE):
+        return
+    yield Finding(
+        code=MISSING,
+        subject=FLASHINFER,
+        expected=f"a link to {BESIDE}",
+        found="something else" if os.path.lexists(link) else "nothing",
+        fix=f"prewarm install SOURCE --into {directory}",
+    )
 
 
 def _check_tree(tree: Path, root: str, identity: str | None) -> Iterator[Finding]:

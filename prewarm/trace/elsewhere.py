@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from prewarm.core.flashinfer import BLACKWELL, HOPPER, PrefillCall, instances_of
 from prewarm.core.manifest import Elsewhere
 from prewarm.core.target import Target
-from prewarm.trace import vllm_seam
+from prewarm.flashinfer import flashinfer_seam
+from prewarm.flashinfer.forecast import forecast
+from prewarm.trace import prefill_calls, vllm_seam
 from prewarm.trace.engine import Engine
 
 _HOPPER = 90
+_REASON = "vLLM chose it: --gdn-prefill-backend is auto or flashinfer, and this GPU has it"
+_EVERY = 64
+"""Instances that FlashInfer compiles on Hopper, whatever is asked for."""
 
 
 def elsewhere_of(engine: Engine, target: Target) -> tuple[Elsewhere, ...]:
@@ -17,7 +23,10 @@ def elsewhere_of(engine: Engine, target: Target) -> tuple[Elsewhere, ...]:
     backend = vllm_seam.prefill_backend(engine.core)
     if backend == "triton":
         return ()
-    return (_flashinfer(target) if backend == "flashinfer" else _other(backend),)
+    if backend != "flashinfer":
+        return (_other(backend),)
+    calls = tuple(sorted(prefill_calls.FOUND, key=repr))
+    return (_hopper(calls) if target.arch == _HOPPER else _blackwell(calls),)
 
 
 def _version(distribution: str) -> str | None:
@@ -27,20 +36,43 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _flashinfer(target: Target) -> Elsewhere:
-    hopper = target.arch == _HOPPER
-    jit_cache = _version("flashinfer-jit-cache")
+def _backend() -> str:
+    return f"FlashInfer {_version('flashinfer-python') or '(not installed)'}"
+
+
+def _hopper(calls: tuple[PrefillCall, ...]) -> Elsewhere:
+    instances = instances_of(HOPPER, calls)
+    all_of_them, these = forecast(HOPPER, _EVERY), forecast(HOPPER, len(instances))
     return Elsewhere(
-        name="gdn_prefill_sm90" if hopper else "gdn_kernels.blackwell",
-        backend=f"FlashInfer {_version('flashinfer-python') or '(not installed)'}",
-        reason="vLLM chose it: --gdn-prefill-backend is auto or flashinfer, and this GPU has it",
-        needs="a CUDA compiler and ninja at first use"
-        if hopper
-        else "nvidia-cutlass-dsl, in the process",
-        present=f"flashinfer-jit-cache {jit_cache}" if hopper and jit_cache else "nothing prebuilt",
-        cold="64 CUDA instances of about 98 s each on one core (CUDA 13.0)"
-        if hopper
-        else "compiled in the process; not measured",
+        name=HOPPER,
+        backend=_backend(),
+        reason=_REASON,
+        needs="a CUDA compiler and ninja at first use",
+        present=flashinfer_seam.prebuilt(HOPPER) or "nothing prebuilt",
+        cold=(
+            f"{_EVERY} CUDA instances before the first prefill ends: {all_of_them}"
+            f" (nvcc 13.0); {len(instances)} asked for here: {these}"
+        ),
+        instances=instances,
+        calls=calls,
+    )
+
+
+def _blackwell(calls: tuple[PrefillCall, ...]) -> Elsewhere:
+    compiler = _version("nvidia-cutlass-dsl") or "(not installed)"
+    instances = instances_of(BLACKWELL, calls)
+    return Elsewhere(
+        name=BLACKWELL,
+        backend=_backend(),
+        reason=_REASON,
+        needs=f"nvidia-cutlass-dsl {compiler}, in the process",
+        present="nothing prebuilt: FlashInfer keeps no cache of it",
+        cold=(
+            "compiled in every process of every start:"
+            f" {forecast(BLACKWELL, len(instances))} (nvidia-cutlass-dsl 4.5)"
+        ),
+        instances=instances,
+        calls=calls,
     )
 
 

@@ -84,7 +84,7 @@ def test_every_thing_that_is_counted_has_its_metric(tmp_path):
 
     lines = [line for line in page(tmp_path) if "rank" in line and "ready" not in line]
 
-    assert len(lines) == len(things) == 7
+    assert len(lines) == len(things) == 10
 
 
 def test_the_first_process_makes_the_directory_and_the_others_inherit_it(tmp_path, monkeypatch):
