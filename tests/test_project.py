@@ -24,7 +24,8 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0]).lower()
 
 
-PINS = ["constraints.txt", "constraints/vllm-0.18.1.txt", "constraints/vllm-0.32.0.txt"]
+RELEASES = ("0.18.1", "0.19.1", "0.20.2", "0.22.1", "0.28.0", "0.31.0", "0.32.0")
+PINS = ["constraints.txt", *(f"constraints/vllm-{release}.txt" for release in RELEASES)]
 
 
 def test_every_file_of_pins_is_looked_at(root):
