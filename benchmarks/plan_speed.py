@@ -44,7 +44,11 @@ class Cost(Record, kw_only=True):
 def planned(models: Path, count: int, closure: int) -> Cost:
     """Plan the first `count` deployments for B200 in one call."""
     deployments = [
-        {"name": f"d{number}", "target": "b200", "serve": shlex.join((str(models / model), *given, *TRITON))}
+        {
+            "name": f"d{number}",
+            "target": "b200",
+            "serve": shlex.join((str(models / model), *given, *TRITON)),
+        }
         for number, (model, given) in enumerate(DEPLOYMENTS[:count])
     ]
     with tempfile.TemporaryDirectory() as scratch:
