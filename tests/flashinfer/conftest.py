@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,15 +49,18 @@ def call() -> PrefillCall:
 
 
 @pytest.fixture(scope="session")
-def built(asked: Asked, call: PrefillCall) -> Path:
+def built(asked: Asked, call: PrefillCall, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a Hopper library with the instance of `call`.
 
     Building it takes two minutes of one core and 6.6 GiB of memory, so it is kept in the user's
-    cache, where it is found as long as nothing of which it is made has changed.
+    cache, where it is found as long as nothing of which it is made has changed. Tests have a copy:
+    another test process that builds takes the record away until it is done.
     """
+    copy = tmp_path_factory.mktemp("flashinfer") / "built"
     store = user_cache() / "flashinfer-tests"
     store.mkdir(parents=True, exist_ok=True)
     with locked(store / "tests.lock"):
         for _ in build_module(asked(HOPPER, call), "h100", store):
             pass
-    return store
+        shutil.copytree(store, copy)
+    return copy
