@@ -388,6 +388,12 @@ def pack(out: Output, /, manifest: Path, cache_dir: Path, output: Path, **how: A
     help="Keep captured steps and compiled configs in DIR, and use those that are there.",
 )
 @click.option("--prepare-only", is_flag=True, help="Fill --work and stop: that needs no GPU.")
+@click.option(
+    "--flashinfer",
+    type=_PATH,
+    metavar="DIR",
+    help="Measure what `compile --flashinfer DIR` built beside Triton, and say which is faster.",
+)
 @_JOBS
 @_manners
 @click.pass_obj
@@ -410,6 +416,7 @@ def tune(out: Output, /, manifest: Path, output: Path | None, **asked: Any) -> i
 @_JOBS
 @_TUNINGS
 @click.option("--cache-dir", type=_PATH, help="Directory to compile into.  [default: per user]")
+@_FLASHINFER
 @_MOUNT_PATH
 @click.option("--keep-manifest", type=_PATH, metavar="FILE", help="Write the manifest there too.")
 @_FLEET
@@ -444,8 +451,8 @@ def build(
             mount_path=asked["mount_path"],
             tracing=fleet.Tracing(closure=asked["closure"], seed=asked["seed"]),
         )
-    cache_dir, mount_path, keep, files = (
-        asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest", "tunings")
+    cache_dir, mount_path, keep, files, flashinfer = (
+        asked.pop(n) for n in ("cache_dir", "mount_path", "keep_manifest", "tunings", "flashinfer")
     )
     how = {name: asked.pop(name) for name in ("all_candidates", "one_winner", "other_gpu")}
     verbs.check_output(output)
@@ -456,7 +463,15 @@ def build(
     cache_dir = cache_dir or verbs.default_cache_dir(found)
     selection = verbs.select(out, found, tunings, **how)
     verbs.compile_launches(out, found, cache_dir, jobs, selection)
-    return verbs.pack(out, found, cache_dir, output or verbs.default_output(found), mount_path)
+    built = verbs.build_flashinfer(out, found, flashinfer, jobs)
+    return verbs.pack(
+        out,
+        found,
+        cache_dir,
+        output or verbs.default_output(found),
+        mount_path,
+        flashinfer=flashinfer if built else None,
+    )
 
 
 def _check_fleet(ctx: click.Context) -> None:

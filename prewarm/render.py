@@ -27,10 +27,11 @@ from prewarm.core.tunings import (
     Size,
     SizeWinner,
     Tunings,
+    faster_backends,
     key_text,
 )
 from prewarm.core.upgrade import KernelUpgrade, TuningUpgrade, Upgrade
-from prewarm.prove.proof import Column, Proof
+from prewarm.prove.proof import Column, Libraries, Proof
 
 if TYPE_CHECKING:
     from prewarm.prove.closure import Closure
@@ -404,6 +405,7 @@ def tunings(found: Tunings) -> RenderableType:
     for number, run in enumerate(found.runs, 1):
         mine = [key for _, key in keys if key.run == number - 1]
         parts += ["", facts(_run(number, run)), "", table(_STEP_COLUMNS, _step_rows(mine, run))]
+        parts += _prefills(run)
     parts += ["", table(columns, (_key_row(kernel, key) for kernel, key in keys))]
     for kernel, key in keys:
         parts += ["", *_key(kernel, key, found.runs[key.run])]
@@ -432,6 +434,25 @@ def _step_rows(keys: Sequence[KeyTuning], run: Run) -> Iterator[tuple[object, ..
                 f"{sized:.1f}",
                 f"{own / sized:.2f}×",
             )
+
+
+def _prefills(run: Run) -> Iterator[RenderableType]:
+    """Yield the backends of GDN prefill side by side, which one is faster where, and its price."""
+    if not run.prefills:
+        return
+    columns = ("prefill of", *(f"#{each.backend}, µs" for each in run.prefills), "faster")
+    yield from ("", table(columns, _prefill_rows(run)), "")
+    faster = Counter(map(str, faster_backends(run)))
+    for backend, count in sorted(faster.items()):
+        yield Text(f"--gdn-prefill-backend {backend}: faster at {count} of {len(run.sizes)} sizes")
+    for each in run.prefills:
+        host = f"{min(each.host):.0f}–{max(each.host):.0f} µs"
+        yield Text(f"{each.backend} ({each.how}): {host} of a CPU to launch; cold: {each.cold}")
+
+
+def _prefill_rows(run: Run) -> Iterator[tuple[object, ...]]:
+    for at, (size_, backend) in enumerate(zip(run.sizes, faster_backends(run), strict=True)):
+        yield size_text(size_), *(f"{each.times[at]:.1f}" for each in run.prefills), backend
 
 
 def _run(number: int, run: Run) -> dict[str, object]:
@@ -519,7 +540,7 @@ def proof(found: Proof) -> RenderableType:
     parts: list[RenderableType] = [
         facts({"GPU": found.gpu, "depth": _DEPTHS[found.depth], "workloads": found.workloads}),
         "",
-        table(columns, _proof_rows(found.columns)),
+        table(columns, _proof_rows(found.columns, found.modules)),
         "",
         Text(
             "An autotune event is the timing of one config of one kernel. Launches of the plan are"
@@ -581,7 +602,7 @@ _DEPTHS = {
 }
 
 
-def _proof_rows(columns: Sequence[Column]) -> Iterator[tuple[object, ...]]:
+def _proof_rows(columns: Sequence[Column], modules: Sequence[str]) -> Iterator[tuple[object, ...]]:
     def row(name: str, value: Callable[[Column], object]) -> tuple[object, ...]:
         return (name, *(value(each) for each in columns))
 
@@ -597,6 +618,11 @@ def _proof_rows(columns: Sequence[Column]) -> Iterator[tuple[object, ...]]:
     yield row("tokens per second", lambda c: f"{c.tokens_per_second:,.0f}")
     yield row("slowest workload after, ms", lambda c: f"{c.worst * 1e3:.1f} ({c.slowest})")
     yield row("host modules built", lambda c: sum(c.host_modules.values()))
+    for name in modules:
+        taken = [each.libraries.get(name, Libraries()) for each in columns]
+        yield f"{name}: loads", *(each.loads for each in taken)
+        yield "  builds", *(each.builds for each in taken)
+        yield "  s", *(f"{each.seconds:.1f}" for each in taken)
     yield row("other kernels: compiles in start-up", lambda c: c.others["start-up"].compiles)
     yield row("  s", lambda c: f"{c.others['start-up'].seconds:.1f}")
     yield row("other kernels: compiles in inference", lambda c: c.others["inference"].compiles)

@@ -302,6 +302,7 @@ def tune(
     work: Path | None,
     prepare_only: bool,
     jobs: int | None,
+    flashinfer: Path | None,
 ) -> int:
     """Measure on the GPUs here, write the tunings and the winners; return the exit code."""
     from prewarm import render
@@ -313,6 +314,8 @@ def tune(
 
     if prepare_only and work is None:
         raise InputError("--prepare-only needs --work DIR")
+    if prepare_only and flashinfer is not None:
+        raise InputError("--prepare-only prepares nothing of --flashinfer, which is built before")
     if not prepare_only and output is None:
         raise InputError("no file to write the tunings to", "-o tunings/GPU.yaml")
     wanted = parse_sizes(sizes) if sizes else default_sizes(manifest)
@@ -329,7 +332,14 @@ def tune(
             return 0
         with out.progress("tuning") as advance:
             found = tune_(
-                manifest, steps, wanted, chosen, directory=directory, jobs=jobs, tell=advance
+                manifest,
+                steps,
+                wanted,
+                chosen,
+                directory=directory,
+                jobs=jobs,
+                flashinfer=flashinfer,
+                tell=advance,
             )
     assert output is not None
     write_tunings(output, found)

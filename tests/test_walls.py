@@ -17,7 +17,7 @@ ROOMS = {
     "flashinfer": {"core", "device"},
     "trace": {"core", "device", "flashinfer"},
     "make": {"core", "device"},
-    "tune": {"core", "device", "make"},
+    "tune": {"core", "device", "make", "flashinfer"},
     "ship": {"core"},
     "serve": {"core", "device"},
     "prove": {"core", "device", "trace", "serve"},

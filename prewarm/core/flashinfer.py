@@ -108,4 +108,6 @@ class BuiltModule(Record, kw_only=True):
     libc: str
     multiprocessors: int | None = None
     """Of the GPU, where they are compiled in."""
+    calls: tuple[PrefillCall, ...] = ()
+    """Of the deployment that it was built for; none where the manifest did not say."""
     libraries: tuple[Library, ...]

@@ -37,6 +37,23 @@ class Clocks(Record, kw_only=True):
     """In W."""
 
 
+class Prefill(Record, kw_only=True):
+    """All of GDN prefill's kernels in one step, by one way to compute them."""
+
+    backend: str
+    """What `--gdn-prefill-backend` names: `flashinfer`, `triton`."""
+    how: str
+    """FlashInfer's release and instance, or whose choice of configs."""
+    times: tuple[float, ...]
+    """Median microseconds on the GPU at each size of the run."""
+    spread: tuple[float, ...]
+    """Half the distance of the quartiles from each other, relative to the median."""
+    host: tuple[float, ...]
+    """Microseconds that a CPU needs to launch it."""
+    cold: str
+    """What a process does before its first one, without and with a cache."""
+
+
 class Run(Record, kw_only=True):
     """One `prewarm tune`: what was measured for which deployment, where and when."""
 
@@ -57,6 +74,23 @@ class Run(Record, kw_only=True):
     is 1 %."""
     seconds: float
     """Wall time of the measurement."""
+    prefills: tuple[Prefill, ...] = ()
+    """What was measured side by side, where FlashInfer was; else nothing."""
+
+
+def faster_backends(run: Run) -> tuple[str, ...]:
+    """Return the backend of the fastest prefill at each size; `equal` within what they vary."""
+    return tuple(_faster(run.prefills, at) for at in range(len(run.sizes)))
+
+
+def _faster(prefills: tuple[Prefill, ...], at: int) -> str:
+    best = {each.backend: each for each in sorted(prefills, key=lambda one: -one.times[at])}
+    first, *others = sorted(best.values(), key=lambda one: one.times[at])
+    for other in others:
+        varies = max(first.spread[at], other.spread[at])
+        if other.times[at] <= first.times[at] * (1 + 2 * varies):
+            return "equal"
+    return first.backend
 
 
 class Measured(Record, kw_only=True):

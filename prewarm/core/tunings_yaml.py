@@ -46,6 +46,9 @@ def parse_tunings(text: str, where: str) -> Tunings:
             f"prewarm tune MANIFEST -o {where}",
         )
     _check_references(tunings, where)
+    for run in tunings.runs:
+        if any(len(each.times) != len(run.sizes) for each in run.prefills):
+            raise InputError(f"{where}: a prefill has not as many times as its run has sizes")
     return tunings
 
 

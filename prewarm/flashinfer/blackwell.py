@@ -39,7 +39,7 @@ def build(job: Job, target: Target, work: Path) -> Iterator[Message]:
         began = time.monotonic()
         _compile(wanted[name], target, file, work)
         yield Made(part=name, seconds=round(time.monotonic() - began, 1))
-    yield Done(built=_record(target, files, directory))
+    yield Done(built=_record(job, target, files, directory))
 
 
 def _place(name: str, target: Target) -> Path:
@@ -71,7 +71,7 @@ def function_name(call: PrefillCall) -> str:
     return f"gdn_prefill_{instance_of(BLACKWELL, call)}"
 
 
-def _record(target: Target, files: dict[str, Path], directory: Path) -> BuiltModule:
+def _record(job: Job, target: Target, files: dict[str, Path], directory: Path) -> BuiltModule:
     import torch
 
     libraries = []
@@ -96,5 +96,6 @@ def _record(target: Target, files: dict[str, Path], directory: Path) -> BuiltMod
         machine=platform.machine(),
         libc=" ".join(platform.libc_ver()),
         multiprocessors=target.multiprocessors,
+        calls=job.calls,
         libraries=tuple(libraries),
     )

@@ -72,6 +72,17 @@ def misfits(built: BuiltModule, deployment: Manifest, here: Surroundings) -> tup
                 f"sm_{target_named(deployment.deployment.target).arch}a",
                 built.arch,
             ),
+            *misfits_of(built, here),
+        )
+        if wanted != found
+    )
+
+
+def misfits_of(built: BuiltModule, here: Surroundings) -> tuple[tuple[str, str, str], ...]:
+    """Return in what `built` does not fit `here`: what, as it is here, as it was built."""
+    return tuple(
+        (what, wanted, found)
+        for what, wanted, found in (
             ("release of FlashInfer", here.flashinfer, built.flashinfer),
             ("major release of CUDA", _major(here.cuda), _major(built.cuda)),
             ("CPU architecture", here.machine, built.machine),

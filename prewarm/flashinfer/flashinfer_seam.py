@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from prewarm.core.flashinfer import HOPPER, PrefillCall
+from prewarm.core.flashinfer import HOPPER, PYTHON, PrefillCall
 
 _INSTANCE = re.compile(r"gdn_prefill_kernel_(\w+)")
 _INSTANTIATION = re.compile(
@@ -177,6 +178,50 @@ def prebuilt(module: str) -> str | None:
     if (jit_env.FLASHINFER_JIT_DIR / library_place(module)).exists():
         return "a filled cache directory, which ninja looks through at each start"
     return None
+
+
+# --- on a GPU ------------------------------------------------------------------------------
+
+
+def use_libraries(directory: Path) -> None:
+    """Let FlashInfer find what was built in `directory`; before it is imported."""
+    sys.path.insert(0, str(directory / PYTHON))
+
+
+def prefill(call: PrefillCall, tokens: int, sequences: int) -> Callable[[], Any]:
+    """Return `call` on random input, as vLLM makes it: the exponential of the gate with it.
+
+    `tokens` are those of all `sequences`, which are equally long but for the last.
+    """
+    import torch
+    from flashinfer.gdn_prefill import chunk_gated_delta_rule
+    from torch.nn.functional import logsigmoid, normalize
+
+    generator = torch.Generator("cuda").manual_seed(tokens + sequences)
+    like = torch.bfloat16 if call.dtype == "bf16" else torch.float16
+    state = torch.float32 if call.state_dtype == "fp32" else torch.bfloat16
+    dim, values = call.head_dim, call.value_heads
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+
+    ends = [tokens // sequences * each for each in range(sequences)] + [tokens]
+    queries, keys = (
+        normalize(normal(tokens, call.query_heads, dim), dim=-1).to(like) for _ in range(2)
+    )
+    gate = logsigmoid(normal(tokens, values) + 3)
+    given = {
+        "q": queries,
+        "k": keys,
+        "v": normal(tokens, values, dim, dtype=like),
+        "beta": normal(tokens, values).sigmoid() if call.beta else None,
+        "initial_state": (
+            0.1 * normal(sequences, values, dim, dim, dtype=state) if call.initial_state else None
+        ),
+        "output_final_state": call.final_state,
+        "cu_seqlens": torch.tensor(ends, dtype=torch.int32, device="cuda"),
+    }
+    return lambda: chunk_gated_delta_rule(**given, g=torch.exp(gate) if call.gate else None)
 
 
 # --- Blackwell: a CuTe-DSL kernel ----------------------------------------------------------

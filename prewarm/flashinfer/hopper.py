@@ -145,6 +145,7 @@ def _record(
         cuda=torch_cuda(),
         machine=platform.machine(),
         libc=" ".join(platform.libc_ver()),
+        calls=job.calls,
         libraries=(
             Library(
                 module=HOPPER,

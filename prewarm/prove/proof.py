@@ -13,7 +13,16 @@ from prewarm.core.record import Record
 from prewarm.core.selection import Selection, selected_launches
 from prewarm.prove.message import STEADY, Depth, Lap, Served
 from prewarm.serve.counts import INFERENCE, START_UP, UNBOUND
-from prewarm.serve.recording import Benchmarked, Built, Event, Looked, Other, Tuned, Worker
+from prewarm.serve.recording import (
+    Benchmarked,
+    Built,
+    Event,
+    Library,
+    Looked,
+    Other,
+    Tuned,
+    Worker,
+)
 from prewarm.serve.unbound import settle
 
 PHASES = (START_UP, UNBOUND, INFERENCE)
@@ -33,6 +42,15 @@ class Work(Record, kw_only=True):
     def spared(self) -> bool:
         """Whether nothing was compiled and nothing benchmarked."""
         return not self.compiles and not self.benchmarks
+
+
+class Libraries(Record, kw_only=True):
+    """How often one module of FlashInfer was taken, on all ranks together."""
+
+    loads: int = 0
+    """From a library that was there."""
+    builds: int = 0
+    seconds: float = 0.0
 
 
 class Column(Record, kw_only=True):
@@ -60,6 +78,8 @@ class Column(Record, kw_only=True):
     """Phase to modules built with a C compiler."""
     gpu_blocks: tuple[int, ...]
     """Of each worker."""
+    libraries: dict[str, Libraries] = {}
+    """By module of FlashInfer."""
 
 
 class Escape(Record, kw_only=True):
@@ -93,12 +113,17 @@ class Proof(Record, kw_only=True):
     """Of all columns: what the plan missed."""
     idle: tuple[Idle, ...]
     """Of the last column."""
+    modules: tuple[str, ...] = ()
+    """Of FlashInfer, that the plan says are called."""
 
     @property
     def holds(self) -> bool:
-        """Whether the cache spared the planned kernels all work, and the plan missed nothing."""
-        work = self.columns[-1].planned
-        return work[START_UP].spared and work[INFERENCE].spared and not self.escapes
+        """Whether the cache spared what was planned all work, and the plan missed nothing."""
+        last = self.columns[-1]
+        work, libraries = last.planned, last.libraries
+        built = any(libraries[each].builds for each in self.modules if each in libraries)
+        spared = work[START_UP].spared and work[INFERENCE].spared and not built
+        return spared and not self.escapes
 
 
 def column(name: str, served: Served, events: Sequence[Event], planned: frozenset[str]) -> Column:
@@ -120,6 +145,20 @@ def column(name: str, served: Served, events: Sequence[Event], planned: frozense
         compiled_besides={phase: _besides(events, phase, planned) for phase in PHASES},
         host_modules=Counter(each.phase for each in events if isinstance(each, Built)),
         gpu_blocks=tuple(each.gpu_blocks for each in events if isinstance(each, Worker)),
+        libraries=_libraries([each for each in events if isinstance(each, Library)]),
+    )
+
+
+def _libraries(taken: Sequence[Library]) -> dict[str, Libraries]:
+    modules = sorted({each.module for each in taken})
+    return {name: _taken([each for each in taken if each.module == name]) for name in modules}
+
+
+def _taken(times: Sequence[Library]) -> Libraries:
+    return Libraries(
+        loads=sum(each.found for each in times),
+        builds=sum(not each.found for each in times),
+        seconds=sum(each.seconds for each in times),
     )
 
 

@@ -85,6 +85,7 @@ def prove(
         columns=tuple(columns),
         escapes=tuple(escapes),
         idle=idle,
+        modules=tuple(each.name for each in manifest.elsewhere),
     )
 
 

@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 _SETTLES_DIRECTORIES = "flashinfer.jit.env"
@@ -28,8 +29,11 @@ def has_settled() -> bool:
 def hear_libraries(hear: Callable[[Taken], None]) -> None:
     """Call `hear` after each library that FlashInfer takes from now on; imports FlashInfer.
 
-    In place of whoever heard them before: a process may load more than one model.
+    In place of whoever heard them before: a process may load more than one model. Nothing is
+    heard where FlashInfer is not installed.
     """
+    if find_spec("flashinfer") is None:
+        return
     from flashinfer.jit.core import JitSpec
 
     theirs = getattr(JitSpec.build_and_load, "__wrapped__", JitSpec.build_and_load)

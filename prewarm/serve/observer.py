@@ -109,6 +109,9 @@ class Observer:
                         " cache has it: prewarm verify DIR -- SERVE ARGS says why"
                     )
             self._add(taken.module, what, planned=planned)
+        module, found, seconds = taken
+        here = self._here()
+        self._write(recording.Library(**here, module=module, found=found, seconds=seconds))
 
     # --- a worker's ----------------------------------------------------------------------
 

@@ -100,15 +100,15 @@ class Process:
     def loaded(self) -> None:
         """Let kernels take the winner of each size, now that vLLM has imported them."""
         cache = self._observer.cache
+        with feature("counting FlashInfer's loads and builds"):
+            if self._is_recording or (cache is not None and cache.libraries):
+                hear_libraries(self._observer.took_library)
         if cache is None:
             return
         with feature("reading autotune records"):
             self._observer.counter.cache = cache.index.manifest
             if _reads_records():
                 _let_read_records(cache.kernels)
-        with feature("counting FlashInfer's loads and builds"):
-            if cache.libraries:
-                hear_libraries(self._observer.took_library)
         with feature("winners by size"):
             index = cache.index
             choices = () if index.selection is None else index.selection.choices

@@ -93,7 +93,19 @@ class Built(Record, kw_only=True, tag="build", tag_field="event"):
     seconds: float
 
 
-Event = Worker | Ready | Looked | Other | Tuned | Benchmarked | Built
+class Library(Record, kw_only=True, tag="library", tag_field="event"):
+    """FlashInfer took a library."""
+
+    pid: int
+    rank: int
+    phase: str
+    module: str
+    found: bool
+    """Whether it was there; else ninja and nvcc were asked to build it."""
+    seconds: float
+
+
+Event = Worker | Ready | Looked | Other | Tuned | Benchmarked | Built | Library
 
 
 class Recording:

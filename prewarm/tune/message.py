@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import msgspec
 
 from prewarm.core.child import Refusal
+from prewarm.core.flashinfer import PrefillCall
 from prewarm.core.manifest import Candidate, Constexpr
 from prewarm.core.record import Record
 from prewarm.core.target import Target
 from prewarm.core.toolchain import Toolchain
 from prewarm.core.tunings import Size, SizedBy
 from prewarm.tune.timings import ConfigTimings, Timings
+
+WINNERS, REFERENCES, FLASHINFER = "winners", "references", "flashinfer"
+"""Ways to compute a prefill: Triton with the one choice of configs or the other, FlashInfer."""
 
 
 class Share(Record, kw_only=True):
@@ -39,6 +43,18 @@ class Schedule(Record, kw_only=True):
     """Rounds that took no part in the choice."""
 
 
+class Rival(Record, kw_only=True):
+    """FlashInfer's prefill, to be measured beside Triton's of the same steps."""
+
+    directory: str
+    """What `prewarm compile --flashinfer` filled."""
+    call: PrefillCall
+    winners: tuple[Candidate, ...]
+    """Of each share."""
+    references: tuple[Candidate, ...]
+    rounds: int = 21
+
+
 class Task(Record, kw_only=True):
     """What one worker is to measure."""
 
@@ -58,6 +74,8 @@ class Task(Record, kw_only=True):
     """What a worker before this one found before it died."""
     schedule: Schedule = Schedule()
     seed: int = 0
+    rival: Rival | None = None
+    """If it is given nothing else is measured."""
 
 
 class Started(Record, kw_only=True, tag="started"):
@@ -112,6 +130,24 @@ class TimedKey(Record, kw_only=True, tag="timed"):
     configs: tuple[TimedConfig, ...]
 
 
+class Compared(Record, kw_only=True, tag="compared"):
+    """One way to compute the prefill of one step."""
+
+    step: int
+    way: str
+    """Triton's `winners` or `references`, `flashinfer`."""
+    rounds: tuple[float, ...]
+    """Microseconds of each round."""
+    host: float
+    """Microseconds that a CPU needs to launch it."""
+
+
+class Loaded(Record, kw_only=True, tag="loaded"):
+    """FlashInfer's first call in a process has ended."""
+
+    seconds: float
+
+
 def timings_of(share: Share, sizes: Sequence[Size], timed: TimedKey) -> Timings:
     """Return what was `timed` for `share`, as winners are chosen from it."""
     configs = zip(share.configs, timed.configs, strict=True)
@@ -134,7 +170,7 @@ def timings_of(share: Share, sizes: Sequence[Size], timed: TimedKey) -> Timings:
     )
 
 
-Message = Started | Trying | Checked | Progress | TimedKey | Refusal
+Message = Started | Trying | Checked | Progress | TimedKey | Compared | Loaded | Refusal
 
 encode = msgspec.json.Encoder().encode
 decode_task = msgspec.json.Decoder(Task).decode

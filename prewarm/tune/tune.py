@@ -16,10 +16,19 @@ from prewarm.core.errors import HostError, InputError
 from prewarm.core.manifest import Manifest
 from prewarm.core.target import Target, target_named
 from prewarm.core.toolchain import Toolchain
-from prewarm.core.tunings import Clocks, KernelTunings, Run, Size, Tunings
+from prewarm.core.tunings import (
+    Clocks,
+    KernelTunings,
+    KeyTuning,
+    Prefill,
+    Run,
+    Size,
+    Tunings,
+)
 from prewarm.tune import nvidia_smi
 from prewarm.tune.choose import OBJECTIVE, choose
 from prewarm.tune.message import Checked, Schedule, Share, Task, timings_of
+from prewarm.tune.prefills import prefills, rival_of
 from prewarm.tune.prepare import Tell, prepare, shares_of
 from prewarm.tune.statistics import noise_floor
 from prewarm.tune.timings import Timings
@@ -35,6 +44,7 @@ def tune(
     directory: Path,
     schedule: Schedule | None = None,
     jobs: int | None = None,
+    flashinfer: Path | None = None,
     tell: Tell = lambda text: None,
     worker: str = WORKER,
 ) -> Tunings:
@@ -42,10 +52,13 @@ def tune(
 
     `sizes` are those of the captured steps, in order, with their weights; `gpus` come from
     `gpus_here`. What is compiled stays in `directory`. Raises InputError when Triton or a
-    kernel is not what was planned, TuneError when a kernel cannot be measured. `worker` is the
-    module that measures.
+    kernel is not what was planned, TuneError when a kernel cannot be measured. With what was
+    built of `flashinfer`, that is measured beside Triton afterwards, on the first of `gpus`.
+    `worker` is the module that measures.
     """
     began = time.monotonic()
+    if flashinfer is not None:
+        rival_of(flashinfer, manifest)
     target = target_named(manifest.deployment.target)
     cache_dir, file = directory / "cache", directory / "capture.json"
     if not file.exists():
@@ -76,6 +89,13 @@ def tune(
     timings = [
         timings_of(share, sizes, timed) for share, timed in zip(shares, found.keys, strict=True)
     ]
+    kernels = kernels_of(capture, shares, timings)
+    compared: tuple[Prefill, ...] = ()
+    if flashinfer is not None:
+        keys = [_tuning_of(kernels, share) for share in shares]
+        rival = rival_of(flashinfer, manifest, keys)
+        asked = msgspec.structs.replace(task(gpus[0], shares), rival=rival)
+        compared = prefills(asked, worker, tell)
     return Tunings(
         gpu=target.device_name,
         arch=target.arch,
@@ -92,10 +112,16 @@ def tune(
                 objective=OBJECTIVE,
                 noise=noise_floor(timings),
                 seconds=round(time.monotonic() - began, 1),
+                prefills=compared,
             ),
         ),
-        kernels=kernels_of(capture, shares, timings),
+        kernels=kernels,
     )
+
+
+def _tuning_of(kernels: Sequence[KernelTunings], share: Share) -> KeyTuning:
+    keys = (key for kernel in kernels if kernel.name == share.kernel for key in kernel.keys)
+    return next(key for key in keys if key.key == share.key)
 
 
 def gpus_here(target: Target, asked: Sequence[str]) -> tuple[str, ...]:

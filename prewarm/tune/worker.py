@@ -54,6 +54,13 @@ def _measure(task: Task, pipe: IO[bytes]) -> None:
         )
     if not task.shares:
         return
+    if task.rival is not None:
+        from prewarm.tune.rival import compare
+
+        steps = read_capture(Path(task.capture)).steps
+        for message in compare(steps, task.shares, task.rival, task.seed):
+            _tell(pipe, message)
+        return
     capture = read_capture(Path(task.capture))
     check_sources({each.kernel: each.source for step in capture.steps for each in step.launches})
     bench = Bench(capture, task.shares, task.sizes, lambda message: _tell(pipe, message))

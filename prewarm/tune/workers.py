@@ -80,7 +80,7 @@ def measure(
 def probe(task: Task, worker: str = WORKER) -> Started:
     """Return how a worker starts on the GPU of `task`; raises the PrewarmError that ends it."""
     how = "it said nothing"
-    for message in _answers(task, worker):
+    for message in answers(task, worker):
         match message:
             case Refusal():
                 raise message.error()
@@ -157,7 +157,7 @@ class _Pool:
         last: Started | Trying | Progress | None = None
         how = ""
         known = tuple(self._known(batch.shares, kept))
-        for message in _answers(self._task(gpu, asked, known), self._worker):
+        for message in answers(self._task(gpu, asked, known), self._worker):
             match message:
                 case Refusal():
                     raise message.error()
@@ -175,6 +175,8 @@ class _Pool:
                     self._hear(gpu, message)
                 case str():
                     how = message
+                case _:
+                    pass
         left = [share for share in batch.shares if share not in self._found]
         if not left:
             return
@@ -234,8 +236,8 @@ def _batches(shares: Sequence[Share], gpus: int) -> list[_Batch]:
     return batches
 
 
-def _answers(task: Task, worker: str) -> Iterator[Message | str]:
-    """Yield what a worker tells; at the end, how it ended, if it died."""
+def answers(task: Task, worker: str) -> Iterator[Message | str]:
+    """Yield what a `worker` tells of `task`; at the end, how it ended, if it died."""
     with child(worker, encode(task)) as process:
         for line in process.answers:
             yield decode_message(line)

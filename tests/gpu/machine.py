@@ -14,11 +14,15 @@ import pytest
 from prewarm.core.target import targets
 
 ROOT = Path(__file__).parents[2]
-SERVE_ARGS = (
-    "--gdn-prefill-backend", "triton", "--attention-backend", "TRITON_ATTN",
+DEFAULT_PREFILL = (
+    "--attention-backend", "TRITON_ATTN",
     "--load-format", "dummy", "--skip-tokenizer-init", "--language-model-only",
     "--max-model-len", "8192", "--num-gpu-blocks-override", "1200",
 )  # fmt: skip
+
+SERVE_ARGS = ("--gdn-prefill-backend", "triton", *DEFAULT_PREFILL)
+LIBRARY = "PREWARM_TEST_FLASHINFER"
+"""Names what `compile --flashinfer` built for the small model on a machine without a GPU."""
 
 
 def small_model(directory: Path) -> Path:
@@ -67,3 +71,13 @@ def tunings_here() -> Path:
     if not found.exists():
         pytest.skip(f"there are no tunings of {found.stem}")
     return found
+
+
+def flashinfer_library(manifest: Path, scratch: Path) -> Path:
+    """Return a FlashInfer library for the deployment of `manifest`: built here unless given."""
+    given = os.environ.get(LIBRARY)
+    if given:
+        return Path(given)
+    library = scratch / "flashinfer"
+    prewarm("compile", manifest, "--cache-dir", scratch / "other", "--flashinfer", library)
+    return library

@@ -8,7 +8,15 @@ import pytest
 
 from prewarm.core.manifest_yaml import read_manifest
 from prewarm.core.tunings_yaml import read_tunings
-from tests.gpu.machine import SERVE_ARGS, prewarm, serve, small_model, target_here
+from tests.gpu.machine import (
+    DEFAULT_PREFILL,
+    SERVE_ARGS,
+    flashinfer_library,
+    prewarm,
+    serve,
+    small_model,
+    target_here,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -37,3 +45,22 @@ def test_serving_with_tunings_neither_compiles_nor_benchmarks(tmp_path: Path) ->
     tuned = [key for kernel in read_tunings(tunings).kernels for key in kernel.keys]
     assert len(tuned) == 6
     assert all(key.score < 1.5 for key in tuned)
+
+
+def test_flashinfer_is_measured_beside_triton(tmp_path: Path) -> None:
+    model = str(small_model(tmp_path / "model"))
+    manifest, by_default = tmp_path / "manifest.yaml", tmp_path / "default.yaml"
+    plan = ("plan", "--target", target_here(), "--closure", 0, "-o")
+    prewarm(*plan, manifest, "--", model, *SERVE_ARGS, "--enforce-eager")
+    prewarm(*plan, by_default, "--", model, *DEFAULT_PREFILL, "--enforce-eager")
+    library = flashinfer_library(by_default, tmp_path)
+
+    few = ("--sizes", "64,2048", "--search", 0)
+    prewarm("tune", manifest, *few, "--flashinfer", library, "-o", tmp_path / "tunings.yaml")
+
+    (run,) = read_tunings(tmp_path / "tunings.yaml").runs
+    assert [each.backend for each in run.prefills] == ["flashinfer", "triton", "triton"]
+    assert all(time > 0 for each in run.prefills for time in each.times)
+    flashinfer, winners, references = run.prefills
+    assert winners.times[1] < 1.1 * references.times[1]
+    assert flashinfer.how.endswith("bf16_g1b1a1i1c0")

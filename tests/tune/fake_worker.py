@@ -17,8 +17,11 @@ import msgspec
 
 from prewarm.core.child import answers_to_parent
 from prewarm.core.digest import canonical_json
+from prewarm.core.toolchain import Toolchain
 from prewarm.tune.message import (
     Checked,
+    Compared,
+    Loaded,
     Progress,
     Started,
     Task,
@@ -47,10 +50,11 @@ def main() -> None:
 
         if task.gpu in lines(task, "silent"):
             sys.exit("no such device")
-        toolchain = task.toolchain
-        if lines(task, "triton"):
-            toolchain = msgspec.structs.replace(toolchain, triton=lines(task, "triton")[0])
+        toolchain = toolchain_of(task)
         tell(Started(gpu=task.target.device_name, uuid=task.gpu, toolchain=toolchain))
+        if task.rival is not None:
+            tell_of_rival(tell)
+            return
         for place, share in enumerate(task.shares):
             for number, config in enumerate(share.configs):
                 if (place, number) in {(c.share, c.config) for c in task.checked}:
@@ -76,6 +80,19 @@ def main() -> None:
                 for n in range(len(share.configs))
             ]
             tell(TimedKey(share=place, configs=tuple(times)))
+
+
+def toolchain_of(task: Task) -> Toolchain:
+    other = lines(task, "triton")
+    return msgspec.structs.replace(task.toolchain, triton=other[0]) if other else task.toolchain
+
+
+def tell_of_rival(tell) -> None:
+    tell(Loaded(seconds=0.07))
+    times = {"winners": (20.0, 20.2), "references": (40.0, 40.0), "flashinfer": (10.0, 20.0)}
+    for way, at_steps in times.items():
+        for step, time in enumerate(at_steps):
+            tell(Compared(step=step, way=way, rounds=(time,) * 3, host=100.0))
 
 
 def lines(task: Task, name: str) -> list[str]:
