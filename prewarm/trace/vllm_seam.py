@@ -34,7 +34,6 @@ from vllm.platforms.interface import DeviceCapability
 from prewarm.core.errors import HostError, InputError, UnsupportedError
 from prewarm.core.target import Target
 from prewarm.device import triton_seam
-from prewarm.trace import prefill_calls
 from prewarm.trace import vllm_second_runner as second_runner
 from prewarm.trace.agreement import Budget
 from prewarm.trace.refused import words_of, words_of_parser
@@ -764,7 +763,6 @@ def _replace_compute(runner: Any) -> None:
         raise UnsupportedError(
             "--gdn-prefill-backend cutedsl cannot be traced", "--gdn-prefill-backend triton"
         )
-    prefill_calls.answer_for_flashinfer()
     distinct = _distinct(layers)
     for layer in distinct:
         _replace_arithmetic(layer)

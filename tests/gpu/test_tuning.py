@@ -55,7 +55,7 @@ def test_flashinfer_is_measured_beside_triton(tmp_path: Path) -> None:
     prewarm(*plan, by_default, "--", model, *DEFAULT_PREFILL, "--enforce-eager")
     library = flashinfer_library(by_default, tmp_path)
 
-    few = ("--sizes", "64,2048", "--search", 0)
+    few = ("--sizes", "64,2048", "--search", 0, "--model", model)
     prewarm("tune", manifest, *few, "--flashinfer", library, "-o", tmp_path / "tunings.yaml")
 
     (run,) = read_tunings(tmp_path / "tunings.yaml").runs
