@@ -31,7 +31,7 @@ from prewarm.core.tunings import (
     key_text,
 )
 from prewarm.core.upgrade import KernelUpgrade, TuningUpgrade, Upgrade
-from prewarm.prove.proof import Column, Libraries, Proof
+from prewarm.prove.proof import Column, Proof
 
 if TYPE_CHECKING:
     from prewarm.prove.closure import Closure
@@ -559,6 +559,11 @@ def proof(found: Proof) -> RenderableType:
             f"{counted(idle, 'planned launch')} of {counted(len(found.idle), 'kernel')} that these"
             f" workloads never asked for: {', '.join(short(each.kernel) for each in found.idle)}"
         )
+    for name in found.modules:
+        if not found.columns[-1].taken(name).loaded:
+            built = found.columns[-1].taken(name).builds
+            parts.append(f"{name} of FlashInfer was {'built' if built else 'never called for'}")
+    parts += [f"{name}: outside Triton, and not counted here" for name in found.uncounted]
     parts.append("the cache holds" if found.holds else "the cache does not hold")
     return Group(*parts)
 
@@ -619,7 +624,7 @@ def _proof_rows(columns: Sequence[Column], modules: Sequence[str]) -> Iterator[t
     yield row("slowest workload after, ms", lambda c: f"{c.worst * 1e3:.1f} ({c.slowest})")
     yield row("host modules built", lambda c: sum(c.host_modules.values()))
     for name in modules:
-        taken = [each.libraries.get(name, Libraries()) for each in columns]
+        taken = [each.taken(name) for each in columns]
         yield f"{name}: loads", *(each.loads for each in taken)
         yield "  builds", *(each.builds for each in taken)
         yield "  s", *(f"{each.seconds:.1f}" for each in taken)

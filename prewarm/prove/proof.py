@@ -52,6 +52,11 @@ class Libraries(Record, kw_only=True):
     builds: int = 0
     seconds: float = 0.0
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it was taken, and never built."""
+        return bool(self.loads) and not self.builds
+
 
 class Column(Record, kw_only=True):
     """One serving process and its workers."""
@@ -80,6 +85,10 @@ class Column(Record, kw_only=True):
     """Of each worker."""
     libraries: dict[str, Libraries] = {}
     """By module of FlashInfer."""
+
+    def taken(self, module: str) -> Libraries:
+        """Return how often `module` of FlashInfer was taken, be it never."""
+        return self.libraries.get(module, Libraries())
 
 
 class Escape(Record, kw_only=True):
@@ -114,16 +123,18 @@ class Proof(Record, kw_only=True):
     idle: tuple[Idle, ...]
     """Of the last column."""
     modules: tuple[str, ...] = ()
-    """Of FlashInfer, that the plan says are called."""
+    """Of FlashInfer, that the plan says are called and whose loads and builds are counted."""
+    uncounted: tuple[str, ...] = ()
+    """What else the plan says is called outside Triton."""
 
     @property
     def holds(self) -> bool:
         """Whether the cache spared what was planned all work, and the plan missed nothing."""
         last = self.columns[-1]
-        work, libraries = last.planned, last.libraries
-        built = any(libraries[each].builds for each in self.modules if each in libraries)
-        spared = work[START_UP].spared and work[INFERENCE].spared and not built
-        return spared and not self.escapes
+        work = last.planned
+        spared = work[START_UP].spared and work[INFERENCE].spared
+        loaded = all(last.taken(each).loaded for each in self.modules)
+        return spared and loaded and not self.escapes
 
 
 def column(name: str, served: Served, events: Sequence[Event], planned: frozenset[str]) -> Column:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prewarm.core.errors import HostError, UnsupportedError
+from prewarm.core.flashinfer import HOPPER
 from prewarm.core.record import Record
 from prewarm.core.target import Target
 from prewarm.prove.message import Depth, Request, Served
@@ -78,6 +79,8 @@ def prove(
             escapes |= dict.fromkeys(escapes_of(manifest, held, events, whole=whole))
             idle = tuple(idle_of(manifest, held, events))
     assert served is not None
+    outside = {each.name for each in manifest.elsewhere}
+    heard = outside & {HOPPER} if plan.plays is None else set()
     return Proof(
         depth=plan.depth,
         gpu=served.gpu,
@@ -85,7 +88,8 @@ def prove(
         columns=tuple(columns),
         escapes=tuple(escapes),
         idle=idle,
-        modules=tuple(each.name for each in manifest.elsewhere),
+        modules=tuple(sorted(heard)),
+        uncounted=tuple(sorted(outside - heard)),
     )
 
 

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
+from prewarm.core.flashinfer import HOPPER
 from prewarm.core.manifest import Argument, Kernel, Specialization, Unbound
 from prewarm.core.selection import selected_launches
 from prewarm.prove.message import STEADY, Lap, Served
 from prewarm.prove.proof import Escape, Idle, Proof, Work, column, escapes_of, idle_of
-from prewarm.serve.recording import Benchmarked, Built, Looked, Other, Tuned, Worker
+from prewarm.serve.recording import Benchmarked, Built, Library, Looked, Other, Tuned, Worker
 
 HERE = {"pid": 1, "rank": 0}
 CONV = Kernel(
@@ -155,3 +156,23 @@ def test_a_cache_does_not_hold_where_the_plan_missed_something(planned):
     escape = Escape(kernel="vllm.m:conv", phase="inference", words="w")
 
     assert not proof([], planned, [escape]).holds
+
+
+def taken(*, found):
+    return Library(**HERE, phase="start-up", module=HOPPER, found=found, seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("events", "holds"),
+    [
+        ([taken(found=True)], True),
+        ([taken(found=True), taken(found=False)], False),
+        ([], False),
+    ],
+    ids=["loaded", "built once", "never called for"],
+)
+def test_a_cache_holds_where_flashinfers_library_was_loaded_and_never_built(planned, events, holds):
+    found = msgspec.structs.replace(proof(events, planned), modules=(HOPPER,))
+
+    assert found.holds is holds
+    assert found.columns[0].taken(HOPPER).loads == len([each for each in events if each.found])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prewarm.core.files import locked
+from prewarm.core.flashinfer import HOPPER
 from prewarm.core.manifest_yaml import read_manifest
 from prewarm.core.target import target_named
 from prewarm.make.compile import compile_manifest
@@ -56,6 +57,7 @@ def test_serving_asks_for_what_was_planned_and_for_nothing_else(served):
     assert column.planned["inference"].compiles == 0
     assert sum(work.hits for work in column.planned.values()) > 5
     assert found.workloads > 50
+    assert (found.modules, found.uncounted) == ((), (HOPPER,))
     assert heard[0] == f"{CACHE}: starting vLLM"
 
 
