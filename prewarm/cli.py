@@ -191,6 +191,7 @@ _OF_ONE = (
     "one_winner",
     "other_gpu",
     "cache_dir",
+    "flashinfer",
     "keep_manifest",
 )
 _REGISTRY = _options(

@@ -10,9 +10,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_errors
-from prewarm.core.fleet import Extent, Part, Planned, extent, groups_of, parse_part, tuned_in
+from prewarm.core.flashinfer import HOPPER
+from prewarm.core.fleet import (
+    Extent,
+    Part,
+    Planned,
+    SharedLibrary,
+    extent,
+    groups_of,
+    libraries_of,
+    library_of,
+    parse_part,
+    tuned_in,
+)
 from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import read_manifest, write_manifest
 from prewarm.core.matrix import Wanted
@@ -22,6 +36,7 @@ from prewarm.core.select import select
 from prewarm.core.selection import Selection, tuning_id
 from prewarm.core.shard import (
     CACHES,
+    LIBRARIES,
     PLANS,
     RECORDS,
     Shard,
@@ -37,7 +52,7 @@ from prewarm.core.tunings_merge import merge
 from prewarm.core.tunings_yaml import read_tunings
 from prewarm.gathering import gather
 from prewarm.output import Output
-from prewarm.verbs import check, trace
+from prewarm.verbs import build_library, check, trace
 
 if TYPE_CHECKING:
     from prewarm.trace.plan import Planner
@@ -237,16 +252,32 @@ def _planned(
 ) -> Planned:
     """Return `wanted` with what the tunings of its GPU and its tuning keys choose for it."""
     asked = {tuning_id(key.kernel, key.key) for key in tuning_keys(manifest, None)}
+    plain = Planned(name=wanted.name, manifest=manifest, flashinfer=wanted.flashinfer)
+    _say_outside(out, plain)
     device = target_named(wanted.target).device_name
     given = [tunings[name] for name in wanted.tunings if tunings[name].gpu == device]
     its_own = [each for each in given if asked & _tuned_keys(each)]
     if not its_own:
         if wanted.tunings and asked:
             out.say(f"{wanted.name}: no tunings of it, so every candidate is compiled")
-        return Planned(name=wanted.name, manifest=manifest)
-    return Planned(
-        name=wanted.name, manifest=manifest, selection=_selection(wanted, manifest, its_own)
-    )
+        return plain
+    return msgspec.structs.replace(plain, selection=_selection(wanted, manifest, its_own))
+
+
+def _say_outside(out: Output, planned: Planned) -> None:
+    """Say what the image of `planned` will lack of FlashInfer, and what mends that."""
+    held = library_of(planned)
+    for each in planned.manifest.elsewhere:
+        if held is None or each.name != held.module.name:
+            mend = (
+                "`flashinfer: true` in the matrix brings it"
+                if each.name == HOPPER
+                else "nothing brings it; --gdn-prefill-backend triton does without"
+            )
+            out.say(
+                f"{planned.name}: its image lacks {each.name}, which {each.backend} compiles"
+                f" when serving starts (here: {each.present}): {mend}"
+            )
 
 
 def _tuned_keys(tunings: Tunings) -> set[bytes]:
@@ -280,18 +311,25 @@ def build_shard(
     launches = sorted(_compile(out, fleet, part, directory, jobs), key=lambda each: each.identity)
     tuned = tuned_in(fleet, part)
     records = tuple(_records(out, tuned, directory))
+    libraries = tuple(_libraries(out, libraries_of(fleet, part), directory, jobs))
     shard = Shard(
         part=part,
         libc=" ".join(platform.libc_ver()),
         vllm=_release("vllm"),
         deployments=tuple(
-            ShardDeployment(name=e.name, manifest=e.manifest.digest, selection=e.selection)
+            ShardDeployment(
+                name=e.name,
+                manifest=e.manifest.digest,
+                selection=e.selection,
+                flashinfer=e.flashinfer,
+            )
             for e in fleet
         ),
         launches=tuple(launches),
         records=records,
         tuned=tuple(each.name for each in tuned),
-        entries=entries_of(directory, launches, records),
+        libraries=libraries,
+        entries=entries_of(directory, launches, records, libraries),
     )
     write_shard(directory, shard)
     return directory
@@ -343,3 +381,11 @@ def _records(out: Output, tuned: Sequence[Planned], directory: Path) -> Iterator
         written = write_records(each, directory / RECORDS / each.name)
         out.say(f"{len(written)} autotune records of {each.name}")
         yield from written
+
+
+def _libraries(
+    out: Output, libraries: Sequence[SharedLibrary], directory: Path, jobs: int | None
+) -> Iterator[str]:
+    for each in libraries:
+        build_library(out, each.module, each.target, directory / LIBRARIES / each.name, jobs)
+        yield each.name

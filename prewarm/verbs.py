@@ -219,7 +219,7 @@ def build_flashinfer(
 
     Without a directory, say what is left out, how long it would take and the option that does it.
     """
-    from prewarm.flashinfer.build import build_module, modules_of
+    from prewarm.flashinfer.build import modules_of
 
     counts: dict[str, int] = {}
     modules = modules_of(manifest)
@@ -229,9 +229,17 @@ def build_flashinfer(
         if directory is None:
             _say_left_out(out, module)
         else:
-            target = manifest.deployment.target
-            counts |= _build_module(out, module, build_module(module, target, directory, jobs))
+            counts |= build_library(out, module, manifest.deployment.target, directory, jobs)
     return counts
+
+
+def build_library(
+    out: Output, module: Elsewhere, target: str, directory: Path, jobs: int | None
+) -> dict[str, int]:
+    """Build what is asked of one module of FlashInfer into `directory`; return the counts."""
+    from prewarm.flashinfer.build import build_module
+
+    return _build_module(out, module, build_module(module, target, directory, jobs))
 
 
 def _say_left_out(out: Output, module: Elsewhere) -> None:

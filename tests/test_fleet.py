@@ -19,6 +19,7 @@ from prewarm.cli import main
         (["--matrix", "m.yaml", "-o", "o", "--target", "b200"], "with --matrix, --target has no"),
         (["--matrix", "m.yaml", "-o", "o", "--tunings", "t"], "with --matrix, --tunings has no"),
         (["--matrix", "m.yaml", "-o", "o", "--cache-dir", "c"], "with --matrix, --cache-dir has"),
+        (["--matrix", "m.yaml", "-o", "o", "--flashinfer", "f"], "with --matrix, --flashinfer has"),
         (
             ["--matrix", "m.yaml", "-o", "o", "--shard", "1/2", "--mount-path", "/opt"],
             "--mount-path belongs to the images",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import msgspec
 
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError
@@ -22,3 +25,9 @@ def read_built(directory: Path) -> BuiltModule:
                 f"prewarm compile MANIFEST --cache-dir CACHE --flashinfer {directory}",
             ) from error
     return parse_json(data, BuiltModule, SCHEMA, str(file))
+
+
+def built_document(built: BuiltModule) -> str:
+    """Return `built` as it stands in its file."""
+    plain = {"schema": built.schema, **msgspec.to_builtins(built)}
+    return json.dumps(plain, indent=1) + "\n"

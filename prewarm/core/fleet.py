@@ -9,8 +9,10 @@ import msgspec
 
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import InputError
+from prewarm.core.flashinfer import HOPPER
 from prewarm.core.manifest import (
     Deployment,
+    Elsewhere,
     Kernel,
     Launch,
     Manifest,
@@ -33,6 +35,8 @@ class Planned(Record, kw_only=True):
     name: str
     manifest: Manifest
     selection: Selection | None = None
+    flashinfer: bool = False
+    """Whether its image holds FlashInfer's library, where it calls one."""
 
 
 class Part(Record, kw_only=True):
@@ -162,6 +166,41 @@ def tuned_in(fleet: Sequence[Planned], part: Part) -> tuple[Planned, ...]:
         for each in fleet
         if each.selection is not None and part.holds(digest_of(each.name.encode()))
     )
+
+
+class SharedLibrary(Record, kw_only=True):
+    """A library of FlashInfer that one or several deployments call, built once."""
+
+    name: str
+    """A plain name that follows from what it is built of."""
+    target: str
+    module: Elsewhere
+
+
+def library_of(planned: Planned) -> SharedLibrary | None:
+    """Return the library that the image of `planned` holds; None where it holds none.
+
+    How many heads a deployment has does not matter to it, which instances they call does.
+    """
+    called = [each for each in planned.manifest.elsewhere if each.name == HOPPER]
+    if not planned.flashinfer or not called:
+        return None
+    (module,) = called
+    target, tools = planned.manifest.deployment.target, planned.manifest.toolchain
+    arch = f"sm_{target_named(target).arch}a"
+    made_of = [module.backend, module.instances, arch, tools.cuda, tools.machine, tools.torch]
+    digest = digest_of(canonical_json(made_of)).partition(":")[2][:12]
+    return SharedLibrary(name=f"{module.name}-{digest}", target=target, module=module)
+
+
+def libraries_of(fleet: Sequence[Planned], part: Part) -> tuple[SharedLibrary, ...]:
+    """Return the libraries that shard `part` builds of `fleet`, each once."""
+    distinct: dict[str, SharedLibrary] = {}
+    for planned in sorted(fleet, key=lambda each: each.name):
+        library = library_of(planned)
+        if library is not None and part.holds(digest_of(library.name.encode())):
+            distinct.setdefault(library.name, library)
+    return tuple(distinct.values())
 
 
 class Extent(Record, kw_only=True):

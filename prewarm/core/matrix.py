@@ -40,6 +40,8 @@ class Product(Record, kw_only=True):
     """Files, relative to the matrix; each deployment takes those of its GPU and its tuning keys."""
     all_candidates: bool = False
     one_winner: bool = False
+    flashinfer: bool = False
+    """Whether images hold FlashInfer's library too, where the deployment calls one."""
     vllm: tuple[str, ...] = ()
     """Releases of vLLM that it is for; empty: whichever is there."""
 
@@ -54,6 +56,7 @@ class Single(Record, kw_only=True):
     tunings: tuple[str, ...] = ()
     all_candidates: bool = False
     one_winner: bool = False
+    flashinfer: bool = False
     vllm: tuple[str, ...] = ()
 
 
@@ -77,6 +80,7 @@ class Wanted(Record, kw_only=True):
     """Files, relative to the matrix."""
     all_candidates: bool = False
     one_winner: bool = False
+    flashinfer: bool = False
     vllm: tuple[str, ...] = ()
 
     def is_for(self, vllm: str) -> bool:
@@ -130,6 +134,7 @@ def _single(single: Single, where: str, path: str) -> Wanted:
         tunings=single.tunings,
         all_candidates=single.all_candidates,
         one_winner=single.one_winner,
+        flashinfer=single.flashinfer,
         vllm=single.vllm,
     )
 
@@ -156,6 +161,7 @@ def _combinations(product: Product, where: str, path: str) -> Iterator[Wanted]:
                         tunings=product.tunings,
                         all_candidates=product.all_candidates,
                         one_winner=product.one_winner,
+                        flashinfer=product.flashinfer,
                         vllm=product.vllm,
                     )
                     _check_name(wanted.name, where, f"{path}.models[{k}]")

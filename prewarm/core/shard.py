@@ -6,6 +6,7 @@ A *shard directory* is whole by itself::
     plans/NAME.yaml          the manifest of every deployment of the fleet
     cache/GROUP/<KEY>/…      Triton's entries and host modules of this part
     records/NAME/<KEY>/…     Triton's autotune records of one deployment
+    flashinfer/NAME/…        one library of FlashInfer, as `compile --flashinfer` leaves it
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SHARD_NAME = "prewarm-shard.json"
 PLANS = "plans"
 CACHES = "cache"
 RECORDS = "records"
+LIBRARIES = "flashinfer"
 
 
 class ShardDeployment(Record, kw_only=True):
@@ -32,6 +34,7 @@ class ShardDeployment(Record, kw_only=True):
     manifest: str
     """Digest of the manifest."""
     selection: Selection | None = None
+    flashinfer: bool = False
 
 
 class ShardLaunch(Record, kw_only=True):
@@ -56,13 +59,14 @@ class ShardRecord(Record, kw_only=True):
 
 
 class ShardEntry(Record, kw_only=True):
-    """One directory that Triton named by a key, and what is shipped of it."""
+    """One directory that Triton named by a key, or one library, and what is shipped of it."""
 
     place: str
-    """Relative to the shard directory: `cache/GROUP` or `records/NAME`."""
+    """Relative to the shard directory: `cache/GROUP`, `records/NAME` or `flashinfer/NAME`."""
     key: str
+    """Triton's, or the library's file."""
     holds: str
-    """What it is, for people: a kernel, a host module, or the record of a kernel."""
+    """What it is, for people: a kernel, a host module, the record of a kernel, a library."""
     digest: str
     """Of what is shipped of it, which names no directory of the machine that made it."""
 
@@ -82,6 +86,8 @@ class Shard(Record, kw_only=True):
     records: tuple[ShardRecord, ...]
     tuned: tuple[str, ...]
     """Deployments whose records are here, be they none."""
+    libraries: tuple[str, ...] = ()
+    """Names of FlashInfer's libraries that are here."""
     entries: tuple[ShardEntry, ...]
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import msgspec
 
 from prewarm.core.child import Refusal, child
 from prewarm.core.document import write_text
@@ -16,10 +13,10 @@ from prewarm.core.files import host_errors, locked
 from prewarm.core.flashinfer import (
     HOPPER,
     RECORD_NAME,
-    BuiltModule,
     every_hopper_instance,
     instances_of,
 )
+from prewarm.core.flashinfer_file import built_document
 from prewarm.core.manifest import Elsewhere, Manifest
 from prewarm.flashinfer.forecast import forecast
 from prewarm.flashinfer.message import Done, Job, Progress, decode_message, encode
@@ -64,7 +61,7 @@ def build_module(
                 if isinstance(message, Refusal):
                     raise message.error()
                 if isinstance(message, Done):
-                    write_text(record, _document(message.built))
+                    write_text(record, built_document(message.built))
                     return
                 yield message
             code, words = process.wait(), process.last_words()
@@ -100,8 +97,3 @@ def _memory() -> float:
         return float("inf")
     kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     return kib / _KIB_PER_GIB
-
-
-def _document(built: BuiltModule) -> str:
-    plain = {"schema": built.schema, **msgspec.to_builtins(built)}
-    return json.dumps(plain, indent=1) + "\n"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from prewarm.core.cache import FLASHINFER
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors, relative_path
 from prewarm.core.flashinfer import HOPPER, PYTHON, RECORD_NAME, BuiltModule, instances_of
-from prewarm.core.flashinfer_file import read_built
+from prewarm.core.flashinfer_file import built_document, read_built
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
@@ -27,6 +29,8 @@ class Part(Record, kw_only=True):
 def flashinfer_part(directory: Path, manifest: Manifest, toolchain: Toolchain, arch: int) -> Part:
     """Return what lies in `directory` of FlashInfer for the deployment of `manifest`.
 
+    The record in it says how that deployment calls FlashInfer, whichever it was built for.
+
     Raises InputError where it was built for something else, is not what its record says, or is
     of a kind that FlashInfer never reads from a file.
     """
@@ -39,6 +43,9 @@ def flashinfer_part(directory: Path, manifest: Manifest, toolchain: Toolchain, a
     for library in built.libraries:
         if digest_of(files[f"{FLASHINFER}/{library.file}"]) != library.digest:
             raise InputError(f"{directory}: {library.file} is not the file that was built", rebuild)
+    (called,) = (each.calls for each in manifest.elsewhere if each.name == built.module)
+    built = msgspec.structs.replace(built, calls=called)
+    files[f"{FLASHINFER}/{RECORD_NAME}"] = built_document(built).encode()
     return Part(built=built, files=files)
 
 
@@ -69,7 +76,7 @@ def _problems(
 
 
 def _files(directory: Path, built: BuiltModule) -> Iterator[tuple[str, bytes]]:
-    names = [RECORD_NAME, *(library.file for library in built.libraries)]
+    names = [library.file for library in built.libraries]
     names += [str(path.relative_to(directory)) for path in (directory / PYTHON).glob("*/*.py")]
     for name in sorted(names):
         path = relative_path(name, RECORD_NAME)

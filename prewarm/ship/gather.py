@@ -14,12 +14,13 @@ import msgspec
 
 from prewarm.core.cache import AutotuneRecord, Compiled, CompiledLaunch
 from prewarm.core.errors import InputError, IntegrityError
-from prewarm.core.fleet import Distinct, Planned, bound_launches
+from prewarm.core.fleet import Distinct, Planned, bound_launches, library_of
 from prewarm.core.manifest_yaml import read_manifest
 from prewarm.core.record import Record
 from prewarm.core.selection import selected_launches
 from prewarm.core.shard import (
     CACHES,
+    LIBRARIES,
     PLANS,
     RECORDS,
     Shard,
@@ -27,6 +28,7 @@ from prewarm.core.shard import (
     ShardLaunch,
 )
 from prewarm.core.target import target_named
+from prewarm.ship.flashinfer import flashinfer_part
 from prewarm.ship.layout import refuse_foreign
 from prewarm.ship.pack import Packed, pack_tree
 from prewarm.ship.shard import again, check_entries, read_shard
@@ -86,6 +88,11 @@ class Fleet:
             for launch in held.shard.launches
         }
         self._tuned = {name: held for held in self._shards for name in held.shard.tuned}
+        self._libraries = {
+            name: held.directory / LIBRARIES / name
+            for held in self._shards
+            for name in held.shard.libraries
+        }
         self.deployments = tuple(_plans(self._shards[0]))
         self._check_complete()
 
@@ -96,29 +103,38 @@ class Fleet:
         """
         directories: dict[str, Path] = {}
         compiled = self._compiled(planned, directories)
+        part = None
+        if library := library_of(planned):
+            part = flashinfer_part(
+                self._libraries[library.name], planned.manifest, compiled.toolchain, compiled.arch
+            )
         try:
-            return tree_of(planned.manifest, compiled, Entries(directories.__getitem__))
+            return tree_of(planned.manifest, compiled, Entries(directories.__getitem__), part)
         except IncompleteError as error:
             raise IntegrityError(f"{planned.name}: {error}", "build its shards again") from error
 
     def _check_complete(self) -> None:
-        lacking: dict[str, int] = {}
-        for planned in self.deployments:
-            missing = sum(each.identity not in self._launches for each in bound_launches(planned))
-            untuned = planned.selection is not None and planned.name not in self._tuned
-            if missing or untuned:
-                lacking[planned.name] = missing
+        lacking = {each.name: what for each in self.deployments if (what := self._lacks(each))}
         if not lacking:
             return
-        rows = [
-            f"{name}: {count} launches" if count else f"{name}: its autotune records"
-            for name, count in lacking.items()
-        ]
+        rows = [f"{name}: {what}" for name, what in lacking.items()]
         parts = _missing_parts(self._shards)
         raise InputError(
             f"the shards do not hold all of the fleet{parts}:\n  " + _listed(rows),
             "build the missing shards, then gather all of them",
         )
+
+    def _lacks(self, planned: Planned) -> str:
+        """Return what of the image of `planned` is in none of the shards, in words."""
+        missing = sum(each.identity not in self._launches for each in bound_launches(planned))
+        if missing:
+            return f"{missing} launches"
+        if planned.selection is not None and planned.name not in self._tuned:
+            return "its autotune records"
+        library = library_of(planned)
+        if library is not None and library.name not in self._libraries:
+            return "its library of FlashInfer"
+        return ""
 
     def _compiled(self, planned: Planned, directories: dict[str, Path]) -> Compiled:
         """Return the index of what the image holds; `directories` learns where each key lies."""
@@ -183,7 +199,12 @@ def _plans(held: _Held) -> Iterator[Planned]:
             raise InputError(
                 f"{path} is not the plan that its shard was built from", again(held.directory)
             )
-        yield Planned(name=each.name, manifest=manifest, selection=each.selection)
+        yield Planned(
+            name=each.name,
+            manifest=manifest,
+            selection=each.selection,
+            flashinfer=each.flashinfer,
+        )
 
 
 def _check_alike(shards: Sequence[_Held]) -> None:
@@ -213,7 +234,7 @@ def _check_conflicts(shards: Sequence[_Held]) -> None:
     conflicts = []
     for held in shards:
         for entry in held.shard.entries:
-            scope = entry.place if entry.place.startswith(f"{RECORDS}/") else CACHES
+            scope = CACHES if entry.place.startswith(f"{CACHES}/") else entry.place
             other, directory = first.setdefault((scope, entry.key), (entry, held.directory))
             if other.digest != entry.digest:
                 conflicts.append(

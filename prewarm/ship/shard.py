@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.document import parse_json
 from prewarm.core.errors import InputError, IntegrityError
 from prewarm.core.files import host_errors, relative_path, write_atomic
+from prewarm.core.flashinfer_file import read_built
 from prewarm.core.shard import (
     CACHES,
+    LIBRARIES,
     RECORDS,
     SHARD_NAME,
     SHARD_SCHEMA,
@@ -24,9 +26,12 @@ from prewarm.ship.tree import Entries, IncompleteError, slim_entry
 
 
 def entries_of(
-    directory: Path, launches: Iterable[ShardLaunch], records: Iterable[ShardRecord]
+    directory: Path,
+    launches: Iterable[ShardLaunch],
+    records: Iterable[ShardRecord],
+    libraries: Iterable[str] = (),
 ) -> tuple[ShardEntry, ...]:
-    """Return every entry that `launches` and `records` have in the shard in `directory`.
+    """Return every entry that these have in the shard in `directory`.
 
     Raises IntegrityError where one is not there or not what its name says.
     """
@@ -44,6 +49,9 @@ def entries_of(
         place, record = f"{RECORDS}/{each.deployment}", each.record
         what = f"the autotune record of {record.kernel}"
         found[place, record.key] = read.file(place, record.key, record.file, what)
+    for name in libraries:
+        for entry in read.libraries(f"{LIBRARIES}/{name}"):
+            found[entry.place, entry.key] = entry
     return tuple(found[where] for where in sorted(found))
 
 
@@ -72,16 +80,31 @@ class _Reader:
             raise self._damaged(place, error) from error
         return ShardEntry(place=place, key=key, holds=holds, digest=digest_of(data))
 
+    def libraries(self, place: str) -> Iterator[ShardEntry]:
+        """Yield the files of what was built of FlashInfer."""
+        try:
+            built = read_built(self._directory / place)
+            for library in built.libraries:
+                path = self._directory / place / relative_path(library.file, place)
+                yield ShardEntry(
+                    place=place,
+                    key=library.file,
+                    holds=f"the library {library.module} of FlashInfer",
+                    digest=digest_of(path.read_bytes()),
+                )
+        except (OSError, InputError) as error:
+            raise self._damaged(place, error) from error
+
     def _entries(self, place: str) -> Entries:
         return Entries(lambda key: self._directory / place / key)
 
-    def _damaged(self, place: str, error: IncompleteError) -> IntegrityError:
+    def _damaged(self, place: str, error: Exception) -> IntegrityError:
         return IntegrityError(f"{self._directory / place}: {error}", again(self._directory))
 
 
 def check_entries(directory: Path, shard: Shard) -> None:
     """Raise IntegrityError where the shard in `directory` does not hold what was compiled there."""
-    found = entries_of(directory, shard.launches, shard.records)
+    found = entries_of(directory, shard.launches, shard.records, shard.libraries)
     known = {(each.place, each.key): each.digest for each in shard.entries}
     for each in found:
         compiled = known.get((each.place, each.key))
@@ -129,7 +152,7 @@ def read_shard(directory: Path) -> Shard:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     shard = parse_json(data, Shard, SHARD_SCHEMA, str(path))
     names = {each.name for each in shard.deployments} | {each.deployment for each in shard.records}
-    for name in sorted(names | {launch.group for launch in shard.launches}):
+    for name in sorted(names | {launch.group for launch in shard.launches} | {*shard.libraries}):
         if len(relative_path(name, str(path)).parts) != 1:
             raise IntegrityError(f"{path}: {name!r} is not a plain name")
     return shard
