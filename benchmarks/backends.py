@@ -115,7 +115,7 @@ def _compile(
 
 
 def _print(sizes: Sequence[Size], found: Sequence[Prefill]) -> None:
-    print("µs: " + ", ".join(f"{each.backend} ({each.how})" for each in found))
+    print("µs: " + "; ".join(each.name for each in found))
     for at, size in enumerate(sizes):
         times = "".join(f"{each.times[at]:12.1f} ±{each.spread[at]:5.1%}" for each in found)
         print(f"{size.tokens:>6} x {size.sequences}{times}")

@@ -440,19 +440,23 @@ def _prefills(run: Run) -> Iterator[RenderableType]:
     """Yield the backends of GDN prefill side by side, which one is faster where, and its price."""
     if not run.prefills:
         return
-    columns = ("prefill of", *(f"#{each.backend}, µs" for each in run.prefills), "faster")
-    yield from ("", table(columns, _prefill_rows(run)), "")
-    faster = Counter(map(str, faster_backends(run)))
-    for backend, count in sorted(faster.items()):
-        yield Text(f"--gdn-prefill-backend {backend}: faster at {count} of {len(run.sizes)} sizes")
+    alone = Counter(each.backend for each in run.prefills)
+    names = (f"#{p.backend if alone[p.backend] == 1 else p.name}, µs" for p in run.prefills)
+    yield from ("", table(("prefill of", *names, "faster"), _prefill_rows(run)), "")
+    faster = Counter(faster_backends(run))
+    equal = faster.pop(None, 0)
+    sizes = [f"{backend} is at {count}" for backend, count in sorted(faster.items())]
+    sizes += [f"they are equal at {equal}"] if equal else []
+    yield Text(f"faster of --gdn-prefill-backend, of {len(run.sizes)} sizes: {', '.join(sizes)}")
     for each in run.prefills:
         host = f"{min(each.host):.0f}–{max(each.host):.0f} µs"
-        yield Text(f"{each.backend} ({each.how}): {host} of a CPU to launch; cold: {each.cold}")
+        yield Text(f"{each.name}: {host} of a CPU to launch; cold: {each.cold}")
 
 
 def _prefill_rows(run: Run) -> Iterator[tuple[object, ...]]:
     for at, (size_, backend) in enumerate(zip(run.sizes, faster_backends(run), strict=True)):
-        yield size_text(size_), *(f"{each.times[at]:.1f}" for each in run.prefills), backend
+        times = (f"{each.times[at]:.1f}" for each in run.prefills)
+        yield size_text(size_), *times, backend or "equal"
 
 
 def _run(number: int, run: Run) -> dict[str, object]:

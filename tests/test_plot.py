@@ -14,6 +14,7 @@ import pytest
 
 from prewarm.cli import main
 from prewarm.core.manifest_yaml import render_manifest
+from prewarm.core.tunings import Prefill
 from prewarm.core.tunings_yaml import read_tunings, write_tunings
 
 replace = msgspec.structs.replace
@@ -54,6 +55,41 @@ def test_tunings_are_shown_head_winners_and_sizes(file, tunings, capsys):
     )
     assert re.search(r"^8192 +the winner +100\.00 +0\.0 % +20\.0 % +0\.5 %$", shown, re.MULTILINE)
     assert re.search(r"^8192×8 +B=128, .* 1\.0 % +21\.0 % +0\.6 %$", shown, re.MULTILINE)
+
+
+def test_backends_that_were_measured_stand_side_by_side_with_what_each_costs(
+    tunings, tmp_path, capsys
+):
+    def prefill(backend, how, *times):
+        return Prefill(
+            backend=backend,
+            how=how,
+            times=times,
+            spread=(0.01,) * 3,
+            host=(50.0, 60.0, 70.0),
+            cold="minutes",
+        )
+
+    (run,) = tunings.runs
+    prefills = (
+        prefill("flashinfer", "an instance", 10.0, 400.0, 50.0),
+        prefill("triton", "winners", 20.0, 200.0, 50.5),
+        prefill("triton", "vLLM's own", 30.0, 300.0, 60.0),
+    )
+    path = tmp_path / "t.yaml"
+    write_tunings(path, replace(tunings, runs=(replace(run, prefills=prefills),)))
+
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    columns = r"^prefill of +flashinfer, µs +triton, winners, µs +triton, vLLM's own, µs +faster$"
+    assert re.search(columns, shown, re.MULTILINE)
+    assert re.search(r"^64 +10\.0 +20\.0 +30\.0 +flashinfer$", shown, re.MULTILINE)
+    assert re.search(r"^8192 +400\.0 +200\.0 +300\.0 +triton$", shown, re.MULTILINE)
+    assert re.search(r"^8192×8 +50\.0 +50\.5 +60\.0 +equal$", shown, re.MULTILINE)
+    assert (
+        "of 3 sizes: flashinfer is at 1, triton is at 1, they are equal at 1\n"
+        "flashinfer, an instance: 50–70 µs of a CPU to launch; cold: minutes\n"
+    ) in shown
 
 
 def test_a_size_at_which_the_key_is_not_asked_for_says_so(tunings, tmp_path, capsys):

@@ -43,7 +43,7 @@ class Prefill(Record, kw_only=True):
     backend: str
     """What `--gdn-prefill-backend` names: `flashinfer`, `triton`."""
     how: str
-    """FlashInfer's release and instance, or whose choice of configs."""
+    """FlashInfer's release and instance, or whose choice of configs: `winners`, `vLLM's own`."""
     times: tuple[float, ...]
     """Median microseconds on the GPU at each size of the run."""
     spread: tuple[float, ...]
@@ -52,6 +52,11 @@ class Prefill(Record, kw_only=True):
     """Microseconds that a CPU needs to launch it."""
     cold: str
     """What a process does before its first one, without and with a cache."""
+
+    @property
+    def name(self) -> str:
+        """Both of how it is computed."""
+        return f"{self.backend}, {self.how}"
 
 
 class Run(Record, kw_only=True):
@@ -78,18 +83,18 @@ class Run(Record, kw_only=True):
     """What was measured side by side, where FlashInfer was; else nothing."""
 
 
-def faster_backends(run: Run) -> tuple[str, ...]:
-    """Return the backend of the fastest prefill at each size; `equal` within what they vary."""
+def faster_backends(run: Run) -> tuple[str | None, ...]:
+    """Return the backend of the fastest prefill at each size; None within what they vary."""
     return tuple(_faster(run.prefills, at) for at in range(len(run.sizes)))
 
 
-def _faster(prefills: tuple[Prefill, ...], at: int) -> str:
+def _faster(prefills: tuple[Prefill, ...], at: int) -> str | None:
     best = {each.backend: each for each in sorted(prefills, key=lambda one: -one.times[at])}
     first, *others = sorted(best.values(), key=lambda one: one.times[at])
     for other in others:
         varies = max(first.spread[at], other.spread[at])
         if other.times[at] <= first.times[at] * (1 + 2 * varies):
-            return "equal"
+            return None
     return first.backend
 
 

@@ -101,10 +101,10 @@ def prefills(
     listed = sum(share.listed for share in task.shares)
     words = {
         FLASHINFER: ("flashinfer", _release(built, task.rival.call), _cold(built, loaded)),
-        WINNERS: ("triton", "the winners of this run", "with a cache of the winners, nothing"),
+        WINNERS: ("triton", "winners", "with a cache of the winners, nothing"),
         REFERENCES: (
             "triton",
-            "what vLLM chooses at 64 tokens",
+            "vLLM's own",
             f"without a cache, {listed} configs compiled and timed",
         ),
     }
