@@ -464,7 +464,7 @@ def build(
     cache_dir = cache_dir or verbs.default_cache_dir(found)
     selection = verbs.select(out, found, tunings, **how)
     verbs.compile_launches(out, found, cache_dir, jobs, selection)
-    built = verbs.build_flashinfer(out, found, flashinfer, jobs)
+    built = verbs.build_flashinfer(out, found, flashinfer, jobs, to_pack=True)
     return verbs.pack(
         out,
         found,

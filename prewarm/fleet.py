@@ -14,7 +14,6 @@ import msgspec
 
 from prewarm.core.errors import HostError, InputError, PrewarmError
 from prewarm.core.files import host_errors
-from prewarm.core.flashinfer import HOPPER
 from prewarm.core.fleet import (
     Extent,
     Part,
@@ -52,7 +51,7 @@ from prewarm.core.tunings_merge import merge
 from prewarm.core.tunings_yaml import read_tunings
 from prewarm.gathering import gather
 from prewarm.output import Output
-from prewarm.verbs import build_library, check, trace
+from prewarm.verbs import build_library, check, say_left_out, trace
 
 if TYPE_CHECKING:
     from prewarm.trace.plan import Planner
@@ -269,15 +268,7 @@ def _say_outside(out: Output, planned: Planned) -> None:
     held = library_of(planned)
     for each in planned.manifest.elsewhere:
         if held is None or each.name != held.module.name:
-            mend = (
-                "`flashinfer: true` in the matrix brings it"
-                if each.name == HOPPER
-                else "nothing brings it; --gdn-prefill-backend triton does without"
-            )
-            out.say(
-                f"{planned.name}: its image lacks {each.name}, which {each.backend} compiles"
-                f" when serving starts (here: {each.present}): {mend}"
-            )
+            say_left_out(out, each, of=planned.name, mend="`flashinfer: true` in the matrix")
 
 
 def _tuned_keys(tunings: Tunings) -> set[bytes]:

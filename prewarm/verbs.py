@@ -16,6 +16,7 @@ from prewarm.core.document import read_text
 from prewarm.core.errors import HostError, InputError
 from prewarm.core.files import host_errors
 from prewarm.core.first_start import first_start, tuned_on
+from prewarm.core.flashinfer import SHIPPED
 from prewarm.core.manifest import Elsewhere, Manifest
 from prewarm.core.manifest_diff import compare
 from prewarm.core.manifest_yaml import parse_manifest, read_manifest, render_manifest
@@ -213,11 +214,17 @@ def compile_launches(
 
 
 def build_flashinfer(
-    out: Output, manifest: Manifest, directory: Path | None, jobs: int | None
+    out: Output,
+    manifest: Manifest,
+    directory: Path | None,
+    jobs: int | None,
+    *,
+    to_pack: bool = False,
 ) -> dict[str, int]:
     """Build what the deployment asks of FlashInfer into `directory`; return the counts.
 
     Without a directory, say what is left out, how long it would take and the option that does it.
+    `to_pack` leaves out what no image can hold as well.
     """
     from prewarm.flashinfer.build import modules_of
 
@@ -226,8 +233,8 @@ def build_flashinfer(
     if directory is not None and not modules:
         out.say("nothing to build of FlashInfer: this deployment prefills without it")
     for module in modules:
-        if directory is None:
-            _say_left_out(out, module)
+        if directory is None or (to_pack and module.name not in SHIPPED):
+            say_left_out(out, module)
         else:
             counts |= build_library(out, module, manifest.deployment.target, directory, jobs)
     return counts
@@ -242,15 +249,23 @@ def build_library(
     return _build_module(out, module, build_module(module, target, directory, jobs))
 
 
-def _say_left_out(out: Output, module: Elsewhere) -> None:
+def say_left_out(
+    out: Output, module: Elsewhere, *, of: str = "", mend: str = "--flashinfer DIR"
+) -> None:
+    """Say that the image `of` a deployment lacks a module of FlashInfer, and what mends that."""
     from prewarm.flashinfer.build import asked_instances
     from prewarm.flashinfer.forecast import forecast
 
     count = len(asked_instances(module))
-    out.say(
-        f"left out: {count} of {module.name}, which FlashInfer compiles when serving starts;"
-        f" building it takes {forecast(module.name, count)}: --flashinfer DIR"
-    )
+    takes = forecast(module.name, count)
+    if module.name in SHIPPED:
+        what = f"which FlashInfer compiles when serving starts; building it takes {takes}: {mend}"
+    else:
+        what = (
+            f"which FlashInfer compiles in every process, {takes}, and reads from no"
+            " image; --gdn-prefill-backend triton does without"
+        )
+    out.say(f"left out{of and ' of '}{of}: {count} of {module.name}, {what}")
 
 
 def _build_module(out: Output, module: Elsewhere, parts: Iterator[Any]) -> dict[str, int]:

@@ -20,6 +20,9 @@ HOPPER = "gdn_prefill_sm90"
 BLACKWELL = "gdn_kernels.blackwell"
 """A CuTe-DSL kernel, which FlashInfer compiles in every process that calls it."""
 
+SHIPPED = frozenset({HOPPER})
+"""Modules that FlashInfer reads from a file if there is one, so that an image can hold them."""
+
 _DTYPES = {"bf16": "bf16", "fp16": "half"}
 """Ours to that of FlashInfer's file names."""
 

@@ -9,7 +9,7 @@ import msgspec
 
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import InputError
-from prewarm.core.flashinfer import HOPPER
+from prewarm.core.flashinfer import SHIPPED
 from prewarm.core.manifest import (
     Deployment,
     Elsewhere,
@@ -182,7 +182,7 @@ def library_of(planned: Planned) -> SharedLibrary | None:
 
     How many heads a deployment has does not matter to it, which instances they call does.
     """
-    called = [each for each in planned.manifest.elsewhere if each.name == HOPPER]
+    called = [each for each in planned.manifest.elsewhere if each.name in SHIPPED]
     if not planned.flashinfer or not called:
         return None
     (module,) = called

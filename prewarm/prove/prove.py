@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from prewarm.core.errors import HostError, UnsupportedError
-from prewarm.core.flashinfer import HOPPER
+from prewarm.core.flashinfer import SHIPPED
 from prewarm.core.record import Record
 from prewarm.core.target import Target
 from prewarm.prove.message import Depth, Request, Served
@@ -80,7 +80,7 @@ def prove(
             idle = tuple(idle_of(manifest, held, events))
     assert served is not None
     outside = {each.name for each in manifest.elsewhere}
-    heard = outside & {HOPPER} if plan.plays is None else set()
+    heard = outside & SHIPPED if plan.plays is None else set()
     return Proof(
         depth=plan.depth,
         gpu=served.gpu,

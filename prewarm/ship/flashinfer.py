@@ -11,7 +11,7 @@ from prewarm.core.cache import FLASHINFER
 from prewarm.core.digest import digest_of
 from prewarm.core.errors import InputError
 from prewarm.core.files import host_errors, relative_path
-from prewarm.core.flashinfer import HOPPER, PYTHON, RECORD_NAME, BuiltModule, instances_of
+from prewarm.core.flashinfer import PYTHON, RECORD_NAME, SHIPPED, BuiltModule, instances_of
 from prewarm.core.flashinfer_file import built_document, read_built
 from prewarm.core.manifest import Manifest
 from prewarm.core.record import Record
@@ -36,6 +36,12 @@ def flashinfer_part(directory: Path, manifest: Manifest, toolchain: Toolchain, a
     """
     built = read_built(directory)
     rebuild = f"prewarm compile MANIFEST --cache-dir CACHE --flashinfer {directory}"
+    if built.module not in SHIPPED:
+        raise InputError(
+            f"{directory}: {built.module} is compiled in every process that calls it, and"
+            " FlashInfer reads no file in its place",
+            "prewarm pack without --flashinfer",
+        )
     for problem in _problems(built, manifest, toolchain, arch):
         raise InputError(f"{directory}: {problem}", rebuild)
     with host_errors(f"read {directory}"):
@@ -52,12 +58,6 @@ def flashinfer_part(directory: Path, manifest: Manifest, toolchain: Toolchain, a
 def _problems(
     built: BuiltModule, manifest: Manifest, toolchain: Toolchain, arch: int
 ) -> Iterator[str]:
-    if built.module != HOPPER:
-        yield (
-            f"{built.module} is compiled in every process that calls it, and FlashInfer reads no"
-            " file in its place: pack without --flashinfer"
-        )
-        return
     asked = [each for each in manifest.elsewhere if each.name == built.module]
     if not asked:
         yield f"the deployment of the manifest does not call {built.module}"

@@ -126,10 +126,10 @@ def test_it_is_built_once_and_what_images_will_lack_is_told(shard):
     assert len(read_shard(directory).libraries) == 1
     assert said.count(f"building {HOPPER} with nvcc ") == 1
     assert "0 of 3 parts are to be compiled" in said
-    assert f"without: its image lacks {HOPPER}" in said
-    assert "`flashinfer: true` in the matrix brings it" in said
-    assert f"blackwell: its image lacks {BLACKWELL}" in said
-    assert "few-heads: its image lacks" not in said
+    assert f"left out of without: 1 of {HOPPER}, which FlashInfer compiles when serving" in said
+    assert "6.6 GiB of memory a job: `flashinfer: true` in the matrix\n" in said
+    assert f"left out of blackwell: 1 of {BLACKWELL}, which FlashInfer compiles in every" in said
+    assert "left out of few-heads" not in said
 
 
 def test_each_image_is_what_compile_and_pack_make_of_its_deployment_alone(

@@ -70,3 +70,18 @@ def test_blackwell_is_left_out_with_its_own_forecast(
     build_flashinfer(Output(), planned, None, None)
 
     assert "about 15 s" in capsys.readouterr().err
+
+
+def test_what_no_image_can_hold_is_not_built_to_be_packed(
+    manifest: Manifest,
+    asked: Asked,
+    call: PrefillCall,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planned = msgspec.structs.replace(manifest, elsewhere=(asked(BLACKWELL, call),))
+
+    assert build_flashinfer(Output(), planned, tmp_path / "out", None, to_pack=True) == {}
+
+    assert "reads from no image; --gdn-prefill-backend triton" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
