@@ -16,6 +16,7 @@ from prewarm.core.audit import Audit, Cause, Leak, Work
 from prewarm.core.cache import CacheManifest
 from prewarm.core.finding import Finding
 from prewarm.core.first_start import tuned_on
+from prewarm.core.flashinfer import BuiltModule
 from prewarm.core.manifest import Candidate, Kernel, Manifest, launches_of
 from prewarm.core.manifest_diff import Change
 from prewarm.core.target import Target
@@ -143,6 +144,7 @@ def cache(found: CacheManifest, identity: str | None = None) -> RenderableType:
         "autotune records": _records(found),
         "unbound launches": len(found.unbound) or None,
         "host modules": len(found.host_modules),
+        "FlashInfer": found.flashinfer and _built(found.flashinfer),
         "files": f"{len(found.files)}, {size(sum(file.size for file in found.files))}",
         "manifest": found.manifest,
     }
@@ -154,6 +156,14 @@ def _records(found: CacheManifest) -> str:
         return "none"
     keys = "every tuning key" if found.tuned else "some tuning keys"
     return f"{len(found.autotune_records)}, for {keys}, measured on {tuned_on(found.selection)}"
+
+
+def _built(found: BuiltModule) -> str:
+    instances = sorted(name for library in found.libraries for name in library.instances)
+    return (
+        f"{found.flashinfer}, {found.module} for {found.arch} by {found.compiler}:"
+        f" {', '.join(instances)}"
+    )
 
 
 def tags(found: Iterable[Tagged]) -> RenderableType:

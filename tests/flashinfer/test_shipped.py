@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from prewarm.cli import main
 from prewarm.core.cache import COMPILED_NAME, Compiled, HostModule, cache_document
 from prewarm.core.errors import InputError
 from prewarm.core.finding import FLASHINFER_BUILDS, FLASHINFER_ELSEWHERE
@@ -296,3 +297,13 @@ def test_the_plugin_finds_the_library_without_a_path_and_counts_its_load_once(
     assert installed_manifest(tmp_path / "cache").flashinfer is not None
 
     assert python(SERVES, Path(done.directory)) == [1, 0]
+
+
+def test_show_says_what_an_image_holds_of_flashinfer(
+    image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(image)]) == 0
+
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "FlashInfer" in each)
+    assert f", {HOPPER} for sm_90a by nvcc " in line
+    assert line.endswith(": bf16_g1b1a1i1c0")
