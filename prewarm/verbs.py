@@ -224,7 +224,7 @@ def build_flashinfer(
     """Build what the deployment asks of FlashInfer into `directory`; return the counts.
 
     Without a directory, say what is left out, how long it would take and the option that does it.
-    `to_pack` leaves out what no image can hold as well.
+    `to_pack` leaves out what no image can hold, or has already, as well.
     """
     from prewarm.flashinfer.build import modules_of
 
@@ -233,7 +233,7 @@ def build_flashinfer(
     if directory is not None and not modules:
         out.say("nothing to build of FlashInfer: this deployment prefills without it")
     for module in modules:
-        if directory is None or (to_pack and module.name not in SHIPPED):
+        if directory is None or (to_pack and (module.spared or module.name not in SHIPPED)):
             say_left_out(out, module)
         else:
             counts |= build_library(out, module, manifest.deployment.target, directory, jobs)
@@ -252,13 +252,15 @@ def build_library(
 def say_left_out(
     out: Output, module: Elsewhere, *, of: str = "", mend: str = "--flashinfer DIR"
 ) -> None:
-    """Say that the image `of` a deployment lacks a module of FlashInfer, and what mends that."""
+    """Say why a module of FlashInfer is not in the image `of` a deployment, and what mends that."""
     from prewarm.flashinfer.build import asked_instances
     from prewarm.flashinfer.forecast import forecast
 
     count = len(asked_instances(module))
     takes = forecast(module.name, count)
-    if module.name in SHIPPED:
+    if module.spared:
+        what = f"which {module.present} brings"
+    elif module.name in SHIPPED:
         what = f"which FlashInfer compiles when serving starts; building it takes {takes}: {mend}"
     else:
         what = (

@@ -182,10 +182,10 @@ def library_of(planned: Planned) -> SharedLibrary | None:
 
     How many heads a deployment has does not matter to it, which instances they call does.
     """
-    called = [each for each in planned.manifest.elsewhere if each.name in SHIPPED]
-    if not planned.flashinfer or not called:
+    called = (each for each in planned.manifest.elsewhere if each.name in SHIPPED)
+    module = next(called, None)
+    if not planned.flashinfer or module is None or module.spared:
         return None
-    (module,) = called
     target, tools = planned.manifest.deployment.target, planned.manifest.toolchain
     arch = f"sm_{target_named(target).arch}a"
     made_of = [module.backend, module.instances, arch, tools.cuda, tools.machine, tools.torch]

@@ -186,6 +186,8 @@ class Elsewhere(Record, kw_only=True):
     """What this deployment asks of it, of all that it holds; empty where that is not known."""
     calls: tuple[PrefillCall, ...] = ()
     """How FlashInfer was called while tracing."""
+    spared: bool = False
+    """Whether this image has all of it, so that nothing is compiled when serving starts."""
 
 
 class Manifest(Record, kw_only=True):

@@ -17,7 +17,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from prewarm.core.flashinfer import HOPPER, PYTHON, PrefillCall
 
@@ -47,12 +47,14 @@ void launch_delta_rule_prefill_kernel_gbai(
 }}
 """
 
+_OURS = "+prewarm"
+"""Ends the release of the package by which FlashInfer finds our libraries."""
 _FINDER = """\
 \"\"\"Libraries that prewarm built, where FlashInfer looks for flashinfer-jit-cache.\"\"\"
 
 from pathlib import Path
 
-__version__ = "{version}+prewarm"
+__version__ = "{version}{ours}"
 
 
 def get_jit_cache_dir() -> str:
@@ -148,7 +150,8 @@ def finder(directory: str) -> tuple[str, str]:
     that lies beside `directory`; both can be moved together.
     """
     path = "flashinfer_jit_cache/__init__.py"
-    return path, _FINDER.format(version=version(), up=path.count("/") + 1, directory=directory)
+    up = path.count("/") + 1
+    return path, _FINDER.format(version=version(), ours=_OURS, up=up, directory=directory)
 
 
 def library_place(module: str) -> str:
@@ -166,17 +169,27 @@ def load_library(file: Path) -> None:
     tvm_ffi.load_module(str(file))["gdn_prefill"]
 
 
-def prebuilt(module: str) -> str | None:
+class Prebuilt(NamedTuple):
+    """What brings a library to a process."""
+
+    what: str
+    spares: bool
+    """Whether an image needs no library of ours: FlashInfer's own is there, and just loaded."""
+
+
+def prebuilt(module: str) -> Prebuilt | None:
     """Return what brings the library `module` to a process here, None where nothing does."""
     if module != HOPPER or find_spec("flashinfer") is None:
         return None
     jit_env = import_module("flashinfer.jit.env")
     if (jit_env.FLASHINFER_AOT_DIR / library_place(module)).exists():
-        if jit_env.has_flashinfer_jit_cache():
-            return f"flashinfer-jit-cache {import_module('flashinfer_jit_cache').__version__}"
-        return "a library in FlashInfer's own directory"
+        if not jit_env.has_flashinfer_jit_cache():
+            return Prebuilt("a library in FlashInfer's own directory", spares=True)
+        release = str(import_module("flashinfer_jit_cache").__version__)
+        return Prebuilt(f"flashinfer-jit-cache {release}", spares=not release.endswith(_OURS))
     if (jit_env.FLASHINFER_JIT_DIR / library_place(module)).exists():
-        return "a filled cache directory, which ninja looks through at each start"
+        what = "a filled cache directory, which ninja looks through at each start"
+        return Prebuilt(what, spares=False)
     return None
 
 

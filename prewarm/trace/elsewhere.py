@@ -42,19 +42,21 @@ def _backend() -> str:
 
 def _hopper(calls: tuple[PrefillCall, ...]) -> Elsewhere:
     instances = instances_of(HOPPER, calls)
+    found = flashinfer_seam.prebuilt(HOPPER)
     all_of_them, these = forecast(HOPPER, _EVERY), forecast(HOPPER, len(instances))
     return Elsewhere(
         name=HOPPER,
         backend=_backend(),
         reason=_REASON,
         needs="a CUDA compiler and ninja at first use",
-        present=flashinfer_seam.prebuilt(HOPPER) or "nothing prebuilt",
+        present=found.what if found else "nothing prebuilt",
         cold=(
             f"{_EVERY} CUDA instances before the first prefill ends: {all_of_them}"
             f" (nvcc 13.0); {len(instances)} asked for here: {these}"
         ),
         instances=instances,
         calls=calls,
+        spared=found is not None and found.spares,
     )
 
 

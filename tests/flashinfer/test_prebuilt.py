@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from prewarm.flashinfer.flashinfer_seam import version
 
 CODE = f"""
 from prewarm.flashinfer.flashinfer_seam import prebuilt
-print(prebuilt({HOPPER!r}))
+found = prebuilt({HOPPER!r})
+print(found and f"{{found.what}}: {{found.spares}}")
 """
 
 
@@ -41,7 +43,17 @@ def prebuilt(tmp_path: Path, root: Path):
 
 
 def test_a_library_of_a_package_is_named_with_its_version(built: Path, prebuilt) -> None:
-    assert prebuilt(built / PYTHON) == f"flashinfer-jit-cache {version()}+prewarm"
+    assert prebuilt(built / PYTHON) == f"flashinfer-jit-cache {version()}+prewarm: False"
+
+
+def test_flashinfers_own_package_spares_a_library_of_ours(
+    built: Path, tmp_path: Path, prebuilt
+) -> None:
+    shutil.copytree(built, tmp_path / "theirs")
+    package = tmp_path / "theirs" / PYTHON / "flashinfer_jit_cache" / "__init__.py"
+    package.write_text(package.read_text("utf-8").replace("+prewarm", ""), "utf-8")
+
+    assert prebuilt(tmp_path / "theirs" / PYTHON) == f"flashinfer-jit-cache {version()}: True"
 
 
 def test_a_package_without_this_library_brings_nothing(tmp_path: Path, prebuilt) -> None:
@@ -61,4 +73,6 @@ def test_a_filled_cache_directory_is_found_where_flashinfer_would_look(
     cached.mkdir(parents=True)
     (cached / f"{HOPPER}.so").touch()
 
-    assert prebuilt().startswith("a filled cache directory")
+    found = prebuilt()
+    assert found.startswith("a filled cache directory")
+    assert found.endswith(": False")

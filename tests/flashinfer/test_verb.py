@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from prewarm.core.flashinfer import BLACKWELL, HOPPER, PrefillCall
+from prewarm.core.fleet import Planned, library_of
 from prewarm.core.manifest import Elsewhere, Manifest
 from prewarm.flashinfer.hopper import OBJECTS
 from prewarm.output import Output
@@ -84,4 +85,21 @@ def test_what_no_image_can_hold_is_not_built_to_be_packed(
     assert build_flashinfer(Output(), planned, tmp_path / "out", None, to_pack=True) == {}
 
     assert "reads from no image; --gdn-prefill-backend triton" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_image_has_already_is_not_built_to_be_packed(
+    hopper: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (module,) = hopper.elsewhere
+    there = msgspec.structs.replace(module, present="flashinfer-jit-cache 0.6.13", spared=True)
+    planned = msgspec.structs.replace(hopper, elsewhere=(there,))
+
+    assert build_flashinfer(Output(), planned, tmp_path / "out", None, to_pack=True) == {}
+    assert library_of(Planned(name="a", manifest=planned, flashinfer=True)) is None
+    assert library_of(Planned(name="a", manifest=hopper, flashinfer=True)) is not None
+
+    assert f"left out: 1 of {HOPPER}, which flashinfer-jit-cache 0.6.13 brings\n" in (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
