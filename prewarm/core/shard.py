@@ -64,7 +64,7 @@ class ShardEntry(Record, kw_only=True):
     place: str
     """Relative to the shard directory: `cache/GROUP`, `records/NAME` or `flashinfer/NAME`."""
     key: str
-    """Triton's, or the library's file."""
+    """Triton's, or the path of a library's file."""
     holds: str
     """What it is, for people: a kernel, a host module, the record of a kernel, a library."""
     digest: str

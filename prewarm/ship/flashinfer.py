@@ -45,7 +45,7 @@ def flashinfer_part(directory: Path, manifest: Manifest, toolchain: Toolchain, a
     for problem in _problems(built, manifest, toolchain, arch):
         raise InputError(f"{directory}: {problem}", rebuild)
     with host_errors(f"read {directory}"):
-        files = dict(_files(directory, built))
+        files = {f"{FLASHINFER}/{name}": data for name, data in files_of(directory, built)}
     for library in built.libraries:
         if digest_of(files[f"{FLASHINFER}/{library.file}"]) != library.digest:
             raise InputError(f"{directory}: {library.file} is not the file that was built", rebuild)
@@ -75,9 +75,10 @@ def _problems(
             yield f"{built.module} was built for the {what} {found}, the launches for {wanted}"
 
 
-def _files(directory: Path, built: BuiltModule) -> Iterator[tuple[str, bytes]]:
-    names = [library.file for library in built.libraries]
+def files_of(directory: Path, built: BuiltModule) -> Iterator[tuple[str, bytes]]:
+    """Yield what of `directory` is shipped, by its path there; raises OSError, IntegrityError."""
+    names = [RECORD_NAME, *(library.file for library in built.libraries)]
     names += [str(path.relative_to(directory)) for path in (directory / PYTHON).glob("*/*.py")]
     for name in sorted(names):
         path = relative_path(name, RECORD_NAME)
-        yield f"{FLASHINFER}/{path}", (directory / path).read_bytes()
+        yield str(path), (directory / path).read_bytes()

@@ -22,6 +22,7 @@ from prewarm.core.shard import (
     ShardRecord,
     shard_document,
 )
+from prewarm.ship.flashinfer import files_of
 from prewarm.ship.tree import Entries, IncompleteError, slim_entry
 
 
@@ -81,17 +82,13 @@ class _Reader:
         return ShardEntry(place=place, key=key, holds=holds, digest=digest_of(data))
 
     def libraries(self, place: str) -> Iterator[ShardEntry]:
-        """Yield the files of what was built of FlashInfer."""
+        """Yield each file of what was built of FlashInfer."""
+        directory = self._directory / place
         try:
-            built = read_built(self._directory / place)
-            for library in built.libraries:
-                path = self._directory / place / relative_path(library.file, place)
-                yield ShardEntry(
-                    place=place,
-                    key=library.file,
-                    holds=f"the library {library.module} of FlashInfer",
-                    digest=digest_of(path.read_bytes()),
-                )
+            built = read_built(directory)
+            holds = f"the library {built.module} of FlashInfer"
+            for name, data in files_of(directory, built):
+                yield ShardEntry(place=place, key=name, holds=holds, digest=digest_of(data))
         except (OSError, InputError) as error:
             raise self._damaged(place, error) from error
 
@@ -106,6 +103,10 @@ def check_entries(directory: Path, shard: Shard) -> None:
     """Raise IntegrityError where the shard in `directory` does not hold what was compiled there."""
     found = entries_of(directory, shard.launches, shard.records, shard.libraries)
     known = {(each.place, each.key): each.digest for each in shard.entries}
+    for place, key in sorted(known.keys() - {(each.place, each.key) for each in found}):
+        raise IntegrityError(
+            f"{directory / place / key} was compiled there and is gone", again(directory)
+        )
     for each in found:
         compiled = known.get((each.place, each.key))
         if compiled != each.digest:

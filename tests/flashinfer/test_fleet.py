@@ -24,6 +24,7 @@ from prewarm.make.compile import compile_manifest
 from prewarm.ship.install import install
 from prewarm.ship.pack import pack
 from prewarm.ship.shard import read_shard
+from tests.directories import contents
 
 Asked = Callable[..., Elsewhere]
 ROOT = Path(__file__).parents[2]
@@ -103,11 +104,6 @@ def gather(*shards: Path, out: Path):
     return prewarm("gather", *shards, "-o", out)
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
-
-
 def test_deployments_that_call_the_same_instances_share_a_library_in_one_part(plans):
     fleet = [planned(plans, name) for name in plans]
     few, many, without, blackwell = map(library_of, fleet)
@@ -148,16 +144,28 @@ def test_each_image_is_what_compile_and_pack_make_of_its_deployment_alone(
     assert (called.query_heads, called.value_heads) == (16, 64)
 
 
-def test_a_library_that_changed_after_it_was_built_is_refused(shard, tmp_path: Path):
+@pytest.mark.parametrize("file", ["aot/*/*.so", "python/*/__init__.py", "*.json"])
+def test_a_library_that_changed_after_it_was_built_is_refused(file, shard, tmp_path: Path):
     other = shutil.copytree(shard[0], tmp_path / SHARD)
-    (library,) = other.glob("flashinfer/*/aot/*/*.so")
-    library.write_bytes(library.read_bytes() + b"\0")
+    (changed,) = other.glob(f"flashinfer/*/{file}")
+    changed.write_bytes(changed.read_bytes() + b"\n")
 
     refused = gather(other, out=tmp_path)
 
     assert refused.returncode == 7
     assert f"(the library {HOPPER} of FlashInfer) is not what was compiled there" in refused.stderr
     assert not (tmp_path / "images").exists()
+
+
+def test_a_library_that_lost_a_file_is_refused(shard, tmp_path: Path):
+    other = shutil.copytree(shard[0], tmp_path / SHARD)
+    (finder,) = other.glob("flashinfer/*/python/*/__init__.py")
+    finder.unlink()
+
+    refused = gather(other, out=tmp_path)
+
+    assert refused.returncode == 7
+    assert f"{finder} was compiled there and is gone" in refused.stderr
 
 
 def test_images_without_their_library_are_refused_by_name(shard, tmp_path: Path):

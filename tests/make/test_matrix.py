@@ -24,6 +24,7 @@ from prewarm.make.compile import compile_manifest
 from prewarm.ship.install import install
 from prewarm.ship.pack import pack
 from prewarm.ship.shard import read_shard
+from tests.directories import contents
 from tests.make.tuned import CUMSUM, H100, kernel_of, only, tunings_of
 
 H200 = "NVIDIA H200"
@@ -67,14 +68,6 @@ def gather(out, *shards):
     done = prewarm("gather", *shards, "-o", out)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def contents(directory):
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
 
 
 def rewrite(shard: Path, **changed) -> Shard:
