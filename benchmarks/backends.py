@@ -22,18 +22,17 @@ from pathlib import Path
 import msgspec
 
 from prewarm.core.cache import COMPILED_NAME
+from prewarm.core.capture import Capture
 from prewarm.core.capture_file import read_capture
-from prewarm.core.manifest import Manifest
 from prewarm.core.manifest_yaml import read_manifest
-from prewarm.core.selection import Choice, Selection, tuning_id
+from prewarm.core.selection import tuning_id
 from prewarm.core.target import target_named
 from prewarm.core.tunings import KeyTuning, Prefill, Size
 from prewarm.core.tunings_yaml import read_tunings
-from prewarm.make.compile import compile_manifest
 from prewarm.tune import nvidia_smi
 from prewarm.tune.message import Share, Task
 from prewarm.tune.prefills import prefills, rival_of
-from prewarm.tune.prepare import shares_of
+from prewarm.tune.prepare import prepare, shares_of
 from prewarm.tune.workers import WORKER, probe
 
 
@@ -46,7 +45,6 @@ def main() -> None:
         tuning_id(kernel.name, key.key): key for kernel in tunings.kernels for key in kernel.keys
     }
     keys = [tuned[tuning_id(share.kernel, share.key)] for share in shares]
-    replayed = {launch.kernel for step in capture.steps for launch in step.launches}
     with contextlib.ExitStack() as stack:
         directory = asked.cache_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         task = Task(
@@ -61,7 +59,8 @@ def main() -> None:
             ),
         )
         if not (directory / COMPILED_NAME).exists():
-            _compile(manifest, replayed, task, shares, keys)
+            here = msgspec.structs.replace(manifest, toolchain=probe(task).toolchain)
+            prepare(here, _only_measured(capture, shares, keys), directory, None, print)
         if asked.compile_only:
             return
         rival = rival_of(asked.flashinfer, manifest, keys)
@@ -93,25 +92,21 @@ def _asked() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _compile(
-    manifest: Manifest,
-    replayed: set[str],
-    task: Task,
-    shares: Sequence[Share],
-    keys: Sequence[KeyTuning],
-) -> None:
-    part = msgspec.structs.replace(
-        manifest,
-        toolchain=probe(task).toolchain,
-        kernels=tuple(each for each in manifest.kernels if each.name in replayed),
-    )
-    choices = tuple(
-        Choice(kernel=share.kernel, key=share.key, others=(key.winner, key.reference))
+def _only_measured(capture: Capture, shares: Sequence[Share], keys: Sequence[KeyTuning]) -> Capture:
+    """Return `capture` with the configs that are measured alone, of all that were searched."""
+    measured = [
+        (share.kernel, config)
         for share, key in zip(shares, keys, strict=True)
+        for config in (key.winner, key.reference)
+    ]
+    kernels = tuple(
+        msgspec.structs.replace(
+            kernel,
+            configs=tuple(each for each in kernel.configs if (kernel.name, each) in measured),
+        )
+        for kernel in capture.kernels
     )
-    selection = Selection(gpu="", tunings="", choices=choices)
-    for _ in compile_manifest(part, Path(task.cache_dir), None, selection):
-        pass
+    return msgspec.structs.replace(capture, kernels=kernels)
 
 
 def _print(sizes: Sequence[Size], found: Sequence[Prefill]) -> None:

@@ -574,9 +574,10 @@ def proof(found: Proof) -> RenderableType:
             f" workloads never asked for: {', '.join(short(each.kernel) for each in found.idle)}"
         )
     for name in found.modules:
-        if not found.columns[-1].taken(name).loaded:
-            built = found.columns[-1].taken(name).builds
-            parts.append(f"{name} of FlashInfer was {'built' if built else 'never called for'}")
+        taken = found.columns[-1].taken(name)
+        if not taken.loaded:
+            how = "built" if taken.builds else "never called for"
+            parts.append(f"{name} of FlashInfer was {how}")
     parts += [f"{name}: outside Triton, and not counted here" for name in found.uncounted]
     parts.append("the cache holds" if found.holds else "the cache does not hold")
     return Group(*parts)

@@ -233,7 +233,7 @@ def build_flashinfer(
     if directory is not None and not modules:
         out.say("nothing to build of FlashInfer: this deployment prefills without it")
     for module in modules:
-        if directory is None or (to_pack and (module.spared or module.name not in SHIPPED)):
+        if directory is None or (to_pack and not module.is_to_ship):
             say_left_out(out, module)
         else:
             counts |= build_library(out, module, manifest.deployment.target, directory, jobs)

@@ -9,7 +9,6 @@ import msgspec
 
 from prewarm.core.digest import canonical_json, digest_of
 from prewarm.core.errors import InputError
-from prewarm.core.flashinfer import SHIPPED
 from prewarm.core.manifest import (
     Deployment,
     Elsewhere,
@@ -182,9 +181,8 @@ def library_of(planned: Planned) -> SharedLibrary | None:
 
     How many heads a deployment has does not matter to it, which instances they call does.
     """
-    called = (each for each in planned.manifest.elsewhere if each.name in SHIPPED)
-    module = next(called, None)
-    if not planned.flashinfer or module is None or module.spared:
+    module = next((each for each in planned.manifest.elsewhere if each.is_to_ship), None)
+    if not planned.flashinfer or module is None:
         return None
     target, tools = planned.manifest.deployment.target, planned.manifest.toolchain
     arch = f"sm_{target_named(target).arch}a"

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prewarm.core.digest import canonical_json, digest_of
-from prewarm.core.flashinfer import PrefillCall
+from prewarm.core.flashinfer import SHIPPED, PrefillCall
 from prewarm.core.record import Record
 from prewarm.core.toolchain import Toolchain
 
@@ -188,6 +188,11 @@ class Elsewhere(Record, kw_only=True):
     """How FlashInfer was called while tracing."""
     spared: bool = False
     """Whether this image has all of it, so that nothing is compiled when serving starts."""
+
+    @property
+    def is_to_ship(self) -> bool:
+        """Whether a cache can spare what it costs: by a library that this image lacks."""
+        return self.name in SHIPPED and not self.spared
 
 
 class Manifest(Record, kw_only=True):
